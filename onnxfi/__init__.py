@@ -28,6 +28,7 @@ _NAMES = {
     "analysis.fit": ("FitBudget", "fit"),
     "analysis.manifest": ("manifest", "verify"),
     "analysis.model_diff": ("diff",),
+    "analysis.planner.plan_protection": ("PlannedProtection", "plan_protection"),
     "campaign.exhaustive.class_run": ("class_outcomes",),
     "campaign.exhaustive.class_table": ("ClassTable", "read_class_table"),
     "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
@@ -56,6 +57,7 @@ _NAMES = {
     "runtime.engine.registry": ("engine_of",),
     "tasks.evaluation": ("evaluate", "evaluate_pipeline"),
     "protection.protect": ("Protected", "protect"),
+    "protection.protection_plan": ("ProtectionPlan", "load_protection_plan"),
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
     "runtime.pipeline.open_pipeline": ("open_pipeline",),
@@ -93,8 +95,10 @@ __all__ = [
     "OnnxfiError",
     "OrtEngine",
     "Pipeline",
+    "PlannedProtection",
     "Port",
     "Protected",
+    "ProtectionPlan",
     "Quantised",
     "Recipe",
     "Report",
@@ -129,6 +133,7 @@ __all__ = [
     "load_budget",
     "load_environment",
     "load_pipeline",
+    "load_protection_plan",
     "load_spec",
     "manifest",
     "merge",
@@ -136,6 +141,7 @@ __all__ = [
     "open_pipeline",
     "parse_fault",
     "plan",
+    "plan_protection",
     "protect",
     "quantize",
     "read_class_table",
@@ -154,6 +160,7 @@ if TYPE_CHECKING:
     from onnxfi.analysis.fit import FitBudget, fit
     from onnxfi.analysis.manifest import manifest, verify
     from onnxfi.analysis.model_diff import diff
+    from onnxfi.analysis.planner.plan_protection import PlannedProtection, plan_protection
     from onnxfi.campaign.exhaustive.class_run import class_outcomes
     from onnxfi.campaign.exhaustive.class_table import ClassTable, read_class_table
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
@@ -175,6 +182,7 @@ if TYPE_CHECKING:
     from onnxfi.front import run
     from onnxfi.graph.model.loading import Model, load
     from onnxfi.protection.protect import Protected, protect
+    from onnxfi.protection.protection_plan import ProtectionPlan, load_protection_plan
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     from onnxfi.runtime.engine.ports import Port

@@ -135,6 +135,10 @@ class CampaignError(OnnxfiError):
     """Campaign that cannot be trusted: the golden run is not deterministic, or a canary fault stays masked."""
 
 
+class NoCanaryError(CampaignError):
+    """No canary was seen: extreme faults changed nothing that is scored."""
+
+
 class RouteError(OnnxfiError):
     """Disagreement between partial execution and the full model: the route must not be used."""
 

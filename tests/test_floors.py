@@ -27,6 +27,7 @@ ROOMS = {
     "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "certain", "pipeline"),
     "tasks": ("", "kinds"),
     "campaign": ("spec", "plan", "results", "execute", "workers", "run", "exhaustive", "report", "gate"),
+    "analysis": ("", "planner"),
 }
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
 
@@ -378,6 +379,9 @@ def test_tests_touch_no_private_names() -> None:
 #: Modules whose tests lie in the file of another one: parts of one thing that is tested as a whole.
 TESTED_WITH = {
     "analysis/page.py": "analysis/test_assess.py",
+    "analysis/planner/option_effects.py": "analysis/planner/test_plan_protection.py",
+    "analysis/planner/options.py": "analysis/planner/test_plan_protection.py",
+    "analysis/planner/recorded_trials.py": "analysis/planner/test_plan_protection.py",
     "analysis/residency.py": "analysis/test_fit.py",
     "analysis/verdict.py": "analysis/test_assess.py",
     "analysis/vulnerability.py": "analysis/test_assess.py",
@@ -388,6 +392,7 @@ TESTED_WITH = {
     "cli/fit.py": "analysis/test_fit.py",
     "cli/manifest.py": "cli/test_integrity.py",
     "cli/paired.py": "cli/test_protect.py",
+    "cli/plan_protection.py": "analysis/planner/test_plan_protection.py",
     "cli/verify.py": "cli/test_integrity.py",
     "graph/protection/registry.py": "graph/protection/test_range_restriction.py",
     "protection/coded_memory.py": "protection/test_memory_codes.py",

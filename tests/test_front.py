@@ -197,6 +197,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "attack": ((onnxfi.attack,), set()),
     "census": ((onnxfi.census,), {"csv_file"}),
     "fit": ((onnxfi.fit,), set()),
+    "plan-protection": ((onnxfi.plan_protection,), set()),
     "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times"}),
     "run": (
         (onnxfi.run, onnxfi.class_outcomes),

@@ -34,8 +34,8 @@ from onnxfi.graph.write.output_file import make_folder
 RANKING, SWEEP = "ranking.db", "sweep.db"
 #: The share of the time after which the ranking ends, and the sweep.
 _RANKING_SHARE, _SWEEP_SHARE = 0.6, 0.92
-#: Seconds that are kept for the verdict and the page, at most.
-_LAST_S = 12.0
+#: Seconds that are kept for the verdict and the page, at most, and the share of the time.
+_LAST_S, _LAST_SHARE = 12.0, 0.3
 #: Trials at a rate that decide where the knee is, and those that the plan holds for each.
 _FEW, _MANY = 4, 24
 #: Samples that trials are judged on where nobody says how many.
@@ -165,7 +165,7 @@ def assess(
     make_folder(making.folder)
     stopped = False
     try:
-        making.rank(Campaign(**base, rank="layer"))
+        making.rank(Campaign(**base, rank="layer", method="asymptotic"))
         making.sweep(base, counted.whole.bits)
     except KeyboardInterrupt:
         stopped = True
@@ -196,7 +196,7 @@ class _Making:
 
     def until(self, share: float) -> float:
         """Return the monotonic time at which a share of the time is over, less what the end takes."""
-        return self.began + share * max(self.time_s - min(_LAST_S, 0.2 * self.time_s), 0.0)
+        return self.began + share * max(self.time_s - min(_LAST_S, _LAST_SHARE * self.time_s), 0.0)
 
     @cached_property
     def _end(self) -> float:

@@ -87,6 +87,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
         "target": _split_list,
         "due": _split_list,
         "mix": lambda texts: tuple(map(parse_mix_part, texts)),
+        "memory_code": _memory_code,
     }
     explicit |= {name: parse(explicit[name]) for name, parse in parsers.items() if name in explicit}
     if source.suffix.lower() in (".yaml", ".yml") and not names_pipeline(source):
@@ -101,6 +102,19 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
             "--adaptive, --exhaustive, --mix PART, or --faults FILE"
         )
     return Campaign(**{"model": source, **explicit})
+
+
+def _memory_code(text: str) -> str:
+    """Return the codes that a flag names, or that the plan in a file has."""
+    from onnxfi.errors import SpecError
+    from onnxfi.protection.protection_plan import load_protection_plan
+
+    if not text.lower().endswith((".yaml", ".yml")):
+        return text
+    code = load_protection_plan(text).memory_code
+    if code is None:
+        raise SpecError(f"the plan {text} has no memory code; leave --memory-code out")
+    return code
 
 
 def _split_list(text: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from onnxfi.cli.completion import answered
 #: The commands, each a module of this package, in the order of `onnxfi --help`.
 COMMANDS = (
     *("convert", "inspect", "census", "inject", "eval", "instrument", "quantize", "protect", "compare"),
-    *("assess", "attack", "plan", "run", "report", "fit", "show", "merge", "check"),
+    *("assess", "attack", "plan", "run", "report", "fit", "plan-protection", "show", "merge", "check"),
     *("manifest", "verify", "diff"),
     *("demo", "doctor", "completion", "help"),
 )
@@ -38,7 +38,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"onnxfi.cli.{cmd_name}").command
+        command = importlib.import_module(f"onnxfi.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -230,7 +230,7 @@ NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="Mapping (YAML) of spiking layers that are not detected."
 )
 MEMORY = (
-    click.option("--memory-code", metavar="CODE", help="Code of the memory that holds the weights: parity, secded, tmr, mset or cep, with parameters as secded:bits=32; faults in its check bits are drawn too."),
+    click.option("--memory-code", metavar="CODE", help="Code of the memory that holds the weights: parity, secded, tmr, mset or cep, with parameters as secded:bits=32; over some of them as secded@conv1,conv2;mset@fc*, or the file of a protection plan. In a sweep its check bits have faults too."),
     click.option("--scrub-interval", type=float, default=1.0, show_default=True, metavar="SHARE", help="With --memory-code: share of the time after which errors are corrected in memory, as 0.01; 1: never."),
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -22,7 +22,6 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
     "--with",
     "protections",
     multiple=True,
-    required=True,
     metavar="WHAT",
     help="Protection: range:clip, range:zero, range:average, range:tuned, nan-filter, duplicate, triplicate, checksum or clip-weights, with parameters as range:clip:percentile=99.9,per=channel. Repeatable.",
 )
@@ -45,13 +44,16 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
     help="Protect the outputs of these operators instead of the default ones. Repeatable.",
 )
 @click.option("--stage", metavar="NAME", help="Stage of a pipeline whose model is protected.")
+@click.option("--plan", type=PATH, metavar="FILE", help="Plan of onnxfi plan-protection, instead of --with.")
 @click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
 @run_options
 @click.option("-o", "--out", type=OutputFile(), required=True, metavar="OUT", help="Model to write.")
 @LINKS
 @CODE
 @JSON
-def command(model: Path, protections: tuple[str, ...], out: Path, as_json: bool, **flags: Any) -> None:
+def command(
+    model: Path, protections: tuple[str, ...], plan: Path | None, out: Path, as_json: bool, **flags: Any
+) -> None:
     """Write MODEL with protections in its graph, and compare its fault-free outputs with the original's.
 
     Ranges of activations are taken from --data, which must not be what the model is scored on later. The result is
@@ -63,18 +65,23 @@ def command(model: Path, protections: tuple[str, ...], out: Path, as_json: bool,
     onnxfi protect cnn.onnx --data calibration.npz --with range:clip --with nan-filter -o protected.onnx
     onnxfi protect cnn.onnx --data calibration.npz --with range:zero:per=channel -o protected.onnx
     onnxfi protect pipeline.yaml --stage reader --data pages.npz --with range:clip -o reader.onnx
+    onnxfi protect cnn.onnx --plan plan.yaml -o protected.onnx
     """  # fmt: skip
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.faults.space import Selector
     from onnxfi.protection.protect import protect
+    from onnxfi.protection.protection_plan import load_protection_plan
 
     options.refuse_flags(_WITHOUT_EFFECT, "as nothing is scored here")
+    if not protections and plan is None:
+        raise click.UsageError("nothing says what to protect with; give --with WHAT, as range:clip, or --plan FILE")
+    planned = None if plan is None else load_protection_plan(plan)
     opened, engine = options.stage_of(model, flags), options.engine_of(flags)
     dataset = options.calibration_of(model, opened, flags, engine)
     selector = Selector(**{name: flags[name] for name in ("include", "exclude", "op")})
     done = protect(
         opened, protections, out, selector=selector, data=dataset, engine=engine, batch=flags["batch"],
-        opset=flags["opset"],
+        opset=flags["opset"], plan=planned,
     )  # fmt: skip
     if as_json:
         print_json(_document(str(model), opened.digest, done, None if dataset is None else dataset.description))

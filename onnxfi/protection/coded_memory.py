@@ -13,10 +13,11 @@ from onnxfi.faults import sampling
 from onnxfi.faults.models import SetWord
 from onnxfi.faults.sites import Sites
 from onnxfi.faults.space import Target
-from onnxfi.faults.trials import Faults
+from onnxfi.faults.trials import Faults, concatenate
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.byte_edits import plain_edits
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, look_up_words
+from onnxfi.protection.code_assignment import CodeAssignment
 from onnxfi.protection.memory_codes import MemoryCode
 
 #: Keeps the chance of check bits and of scrub intervals apart from that of faults in words.
@@ -26,36 +27,56 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class CodedMemory:
-    """A code over the words of some targets, and how often the memory is scrubbed.
+    """The codes over the words of some targets (None: no code), and how often the memory is scrubbed.
 
     `intervals` is the number of scrub intervals over which the faults of a trial arrive: at the end of each, what can
     be corrected is written back.
     """
 
-    code: MemoryCode
+    codes: tuple[MemoryCode | None, ...]
     targets: tuple[Target, ...]
     intervals: int = 1
 
     @classmethod
-    def over(cls, code: MemoryCode, targets: tuple[Target, ...], scrub_interval: float = 1.0) -> CodedMemory:
-        """Return a coded memory of these targets; InputError if the code cannot cover one of them."""
-        for target in targets:
+    def over(
+        cls, code: MemoryCode | CodeAssignment, targets: tuple[Target, ...], scrub_interval: float = 1.0
+    ) -> CodedMemory:
+        """Return a coded memory of these targets; InputError if a code cannot cover what it shall."""
+        assigned = code if isinstance(code, CodeAssignment) else CodeAssignment(((code, ()),))
+        codes = tuple(assigned.code_of(target) for target in targets)
+        for target, one in zip(targets, codes, strict=True):
+            if one is None:
+                continue
             if target.is_activation:
                 raise InputError(f"a memory code covers stored words; {target.id!r} is computed: inject into weights")
-            code.check(target)
-        return cls(code, targets, ceil(1 / scrub_interval - 1e-9))
+            one.check(target)
+        assigned.check_used(targets)
+        return cls(codes, targets, ceil(1 / scrub_interval - 1e-9))
 
     @property
     def overhead_bits(self) -> int:
         """The check bits of all targets."""
-        return sum(self.code.overhead_bits(target) for target in self.targets)
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        rows = zip(self.codes, self.targets, strict=True)
+        return [0 if code is None else code.overhead_bits(target) for code, target in rows]
+
+    def _code(self, ordinal: int) -> MemoryCode:
+        code = self.codes[ordinal]
+        assert code is not None
+        return code
 
     def read(self, model: Model, faults: Faults, rate: float, seed: int, trial: int) -> tuple[Faults, Counter[str]]:
         """Return the faults in words as they are read, and the number of blocks with errors by what became of them.
 
-        Faults in check bits are drawn here, at the same rate; each fault arrives in an interval of its own chance.
+        Faults in check bits are drawn here, at the same rate (0: none); each fault arrives in an interval of its own
+        chance. Of the detected blocks those that end the inference are counted as `stopped` too.
         """
-        blocks = self._errors(model, faults, rate, seed, trial)
+        ordinals = {t.id: k for k, t in enumerate(self.targets)}
+        bare = np.array([self.codes[ordinals[t.id]] is None if t.id in ordinals else True for t in faults.targets])
+        apart = bare[faults.sites.target] if len(faults) else np.zeros(0, bool)
+        blocks = self._errors(model, faults.pick(~apart), rate, seed, trial)
         counts: Counter[str] = Counter()
         rows: list[tuple[int, int, int]] = []
         by_target: dict[int, list[int]] = {}
@@ -63,37 +84,42 @@ class CodedMemory:
             by_target.setdefault(ordinal, []).append(block)
         known = {t.id: k for k, t in enumerate(faults.targets)}
         for ordinal, numbers in by_target.items():
-            target = self.targets[ordinal]
-            words = self._words(model, target, numbers)
+            target, code = self.targets[ordinal], self._code(ordinal)
+            words = self._words(model, ordinal, numbers)
             for block in numbers:
                 before = words[block]
-                seen, status = self._decoded(target, before, blocks[ordinal, block])
+                seen, status = self._decoded(ordinal, before, blocks[ordinal, block])
                 counts[status] += 1
+                if status == "detected" and code.due:
+                    counts["stopped"] += 1
                 for k, (old, new) in enumerate(zip(before, _split(seen, target, len(before)), strict=True)):
                     if old != new:
-                        rows.append((known[target.id], block * self.code.words_a_block(target.word) + k, new))
-        return _as_faults(faults, rows), counts
+                        rows.append((known[target.id], block * code.words_a_block(target.word) + k, new))
+        read = _as_faults(faults, rows)
+        return (concatenate([faults.pick(apart), read]) if apart.any() else read), counts
 
     def _errors(
         self, model: Model, faults: Faults, rate: float, seed: int, trial: int
     ) -> dict[tuple[int, int], dict[int, int]]:
         """Return the flipped bits of each block with errors, by target and number, in each interval."""
         ordinals = {t.id: k for k, t in enumerate(self.targets)}
-        placed, final = look_up_words(model, faults)
-        assert placed.before is not None
         places: list[tuple[int, int, int]] = []
         seen: set[tuple[int, int]] = set()
-        stored = model.stored(faults) if len(faults) else np.zeros(0, np.uint64)
-        columns = zip(faults.sites.target.tolist(), faults.sites.index.tolist(), (stored ^ final).tolist(), strict=True)
+        masks: list[int] = []
+        if len(faults):
+            _, final = look_up_words(model, faults)
+            masks = (model.stored(faults) ^ final).tolist()
+        columns = zip(faults.sites.target.tolist(), faults.sites.index.tolist(), masks, strict=True)
         for number, index, mask in columns:
             target = faults.targets[number]
             if (number, index) in seen:
                 continue
             seen.add((number, index))
-            block, k = divmod(index, self.code.words_a_block(target.word))
+            ordinal = ordinals[target.id]
+            block, k = divmod(index, self._code(ordinal).words_a_block(target.word))
             bits = (bit for bit in range(target.word.bits) if mask >> bit & 1)
-            places += [(ordinals[target.id], block, k * target.word.storage + bit) for bit in bits]
-        places += self._check_places(rate, seed, trial)
+            places += [(ordinal, block, k * target.word.storage + bit) for bit in bits]
+        places += self._check_places(rate, seed, trial) if rate else []
         raw = sampling.raw_words(seed, trial, _INTERVALS, len(places)) if self.intervals > 1 else None
         blocks: dict[tuple[int, int], dict[int, int]] = {}
         for number, (ordinal, block, bit) in enumerate(places):
@@ -104,7 +130,7 @@ class CodedMemory:
 
     def _check_places(self, rate: float, seed: int, trial: int) -> list[tuple[int, int, int]]:
         """Return the faulty check bits: target, block, and the bit of the block."""
-        sizes = [self.code.overhead_bits(target) for target in self.targets]
+        sizes = self._sizes()
         if not sum(sizes):
             return []
         numbers = np.asarray(sampling.ber(sum(sizes), rate, seed, trial | _CHECK_PART << 56)).astype(np.int64)
@@ -113,31 +139,33 @@ class CodedMemory:
         for ordinal, number in zip(
             np.searchsorted(ends, numbers, side="right").tolist(), numbers.tolist(), strict=True
         ):
-            target = self.targets[ordinal]
-            block, bit = divmod(number - int(ends[ordinal]) + sizes[ordinal], self.code.check_bits(target.word))
-            found.append((ordinal, block, self.code.words_a_block(target.word) * target.word.storage + bit))
+            target, code = self.targets[ordinal], self._code(ordinal)
+            block, bit = divmod(number - int(ends[ordinal]) + sizes[ordinal], code.check_bits(target.word))
+            found.append((ordinal, block, code.words_a_block(target.word) * target.word.storage + bit))
         return found
 
-    def _words(self, model: Model, target: Target, blocks: list[int]) -> dict[int, list[int]]:
+    def _words(self, model: Model, ordinal: int, blocks: list[int]) -> dict[int, list[int]]:
         """Return the stored words of some blocks; the last block of a tensor may be short."""
-        held = self.code.words_a_block(target.word)
+        target = self.targets[ordinal]
+        held = self._code(ordinal).words_a_block(target.word)
         spans = [range(b * held, min((b + 1) * held, target.size)) for b in blocks]
         index = np.array([i for span in spans for i in span], np.int64)
         words = iter(model.words(target, index).tolist())
         return {b: [next(words) for _ in span] for b, span in zip(blocks, spans, strict=True)}
 
-    def _decoded(self, target: Target, words: list[int], flips: dict[int, int]) -> tuple[int, str]:
+    def _decoded(self, ordinal: int, words: list[int], flips: dict[int, int]) -> tuple[int, str]:
         """Return a block as it is read at the end, after scrubbing it at the end of each interval."""
+        target, code = self.targets[ordinal], self._code(ordinal)
         data = sum(word << k * target.word.storage for k, word in enumerate(words))
         base, errors, statuses = data, 0, set[str]()
         seen: int = data
         for interval in sorted(flips):
             errors ^= flips[interval]
-            seen, status = self.code.decode(target.word, base, errors)
+            seen, status = code.decode(target.word, base, errors)
             statuses.add(status)
             if status != "detected":
                 base, errors = seen, 0
-        worst = "detected" if "detected" in statuses and (self.code.due or seen != data) else ""
+        worst = "detected" if "detected" in statuses and (code.due or seen != data) else ""
         return seen, worst or ("missed" if seen != data else "corrected")
 
 
@@ -153,29 +181,40 @@ def _as_faults(faults: Faults, rows: list[tuple[int, int, int]]) -> Faults:
     return Faults(faults.targets, sites, models)
 
 
-def with_check_bits(model: Model, code: MemoryCode) -> Model:
+def with_check_bits(model: Model, code: MemoryCode | CodeAssignment) -> Model:
     """Return the model as it is read from a memory whose words hold their own check bits: those read 0.
 
-    The model itself where the code keeps check bits beside the words.
+    The model itself where the codes keep check bits beside the words.
     """
-    covered = [t for t in model.targets if t.word.is_float and not t.structural and code.cleared(t.word)]
-    if not covered or not any(code.cleared(t.word) for t in covered):
+    assigned = code if isinstance(code, CodeAssignment) else CodeAssignment(((code, ()),))
+    covered = [
+        (target, one.cleared(target.word))
+        for target in model.targets
+        if target.word.is_float and not target.structural
+        and (one := assigned.code_of(target)) is not None and one.cleared(target.word) and _coverable(one, target)
+    ]  # fmt: skip
+    if not covered:
         return model
     if model.external:
         raise ModelError(
-            f"{model.name} has external data, so the code {code} cannot be put into its words; write it as one file "
-            f"first (onnx.save(onnx.load(FILE), OTHER)), or take secded, whose check bits lie beside the words"
+            f"{model.name} has external data, so the code {assigned} cannot be put into its words; write it as one "
+            f"file first (onnx.save(onnx.load(FILE), OTHER)), or take secded, whose check bits lie beside the words"
         )
     edits = FileEdits()
-    for target in covered:
-        try:
-            code.check(target)
-        except InputError:
-            continue
+    for target, cleared in covered:
         place = model.places[model.by_id[target.id]]
         with model.sources[place.file].reading() as read:
             for start in range(0, target.size, _CHUNK):
                 index = np.arange(start, min(start + _CHUNK, target.size), dtype=np.int64)
-                words = model.words(target, index) & np.uint64(target.word.full & ~code.cleared(target.word))
+                words = model.words(target, index) & np.uint64(target.word.full & ~cleared)
                 edits.patches[place.file].append(plain_edits(read, target, place, index, words))
     return replace(load(faulty_bytes(model, edits)), origin=model.digest)
+
+
+def _coverable(code: MemoryCode, target: Target) -> bool:
+    """Return whether a code takes the words of a target."""
+    try:
+        code.check(target)
+    except InputError:
+        return False
+    return True

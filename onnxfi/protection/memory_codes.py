@@ -154,23 +154,46 @@ class SecDed(_BlockCode):
 
 @dataclass(frozen=True)
 class Tmr(MemoryCode):
-    """Three copies of each word, and the majority of each bit."""
+    """Three copies of each word, and the majority of each bit; with `top` of the highest bits alone.
 
+    `top` is how many bits of each word are kept thrice, 0 for all.
+    """
+
+    top: int = 0
     name = "tmr"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top <= 64:
+            raise InputError(f"memory code 'tmr': top is {self.top}; give 1 to 64 bits of a word, or 0 for all")
+
+    def check(self, target: Target) -> None:
+        """Refuse words that have fewer bits."""
+        if self.top > target.word.bits:
+            raise InputError(
+                f"memory code {self} keeps more bits thrice than the words of {target.id!r} ({target.dtype}) have; "
+                f"give top={target.word.bits} at most"
+            )
 
     def words_a_block(self, word: Word) -> int:
         """Return 1."""
         return 1
 
+    def _copied(self, word: Word) -> int:
+        return self.top or word.storage
+
     def check_bits(self, word: Word) -> int:
         """Return the bits of two more copies."""
-        return 2 * word.storage
+        return 2 * self._copied(word)
 
     def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
-        """Take the majority of each bit."""
-        one, two, three = (errors >> k * word.storage & ((1 << word.storage) - 1) for k in range(3))
-        wrong = (one & two) | (one & three) | (two & three)
-        return data ^ wrong, "missed" if wrong else "corrected" if errors else "clean"
+        """Take the majority of each bit that has copies."""
+        held = self._copied(word)
+        low = (word.bits if self.top else word.storage) - held
+        own, full = errors & ((1 << word.storage) - 1), (1 << held) - 1
+        one, two, three = own >> low & full, errors >> word.storage & full, errors >> word.storage + held & full
+        wrong = ((one & two) | (one & three) | (two & three)) << low
+        seen = data ^ (own & ~(full << low)) ^ wrong
+        return seen, "missed" if seen != data else "corrected" if errors else "clean"
 
 
 @dataclass(frozen=True)

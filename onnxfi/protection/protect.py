@@ -18,6 +18,7 @@ from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.protection.calibration import calibration_record
 from onnxfi.protection.drift import Drift, find_drift
 from onnxfi.protection.protection import Protection, Setting
+from onnxfi.protection.protection_plan import ProtectionPlan
 from onnxfi.protection.protections import parse_protection
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, data_of
@@ -84,6 +85,7 @@ def protect(
     engine: Engine | None = None,
     batch: int = 32,
     opset: int | None = None,
+    plan: ProtectionPlan | None = None,
 ) -> Protected:
     """Write a model with protections in its graph, in plain ONNX operators.
 
@@ -105,6 +107,8 @@ def protect(
         Samples that run together.
     opset : int, optional
         Raise the model's opset first.
+    plan : ProtectionPlan, optional
+        What is protected instead of `protections` and `selector`; from `load_protection_plan`.
 
     Returns
     -------
@@ -129,7 +133,11 @@ def protect(
     (0, ('relu', 'relu_1'))
     """
     model, place = load(model), Path(out)
-    chosen = _chosen([protections] if isinstance(protections, str | Protection) else protections)
+    entries = _planned(model, plan, protections, selector) if plan is not None else None
+    if entries is None:
+        chosen = _chosen([protections] if isinstance(protections, str | Protection) else protections)
+    else:
+        chosen = tuple(one for one, _ in entries)
     data = data_of(data, inputs_of(model.proto))
     record = read_record(model.proto)
     if record is not None:
@@ -143,7 +151,9 @@ def protect(
     origin = model.digest
     model, notes = _raised(model, opset)
     setting = Setting(model, selector or Selector(), data, runner, batch, notes)
-    passes = [(one, one.passes(setting)) for one in sorted(chosen, key=lambda one: one.rank)]
+    chosen_settings = [setting] * len(chosen) if entries is None else [setting.of(names) for _, names in entries]
+    placed = sorted(zip(chosen, chosen_settings, strict=True), key=lambda row: row[0].rank)
+    passes = [(one, one.passes(where)) for one, where in placed]
     proto, tensors = parse(model), dict.fromkeys(map(str, chosen), tuple[str, ...]())
     before = len(proto.graph.node)
     for one, edit in passes:
@@ -155,6 +165,8 @@ def protect(
     written = load(place)
     size_before, size_after = (sum(source.size for source in m.sources) for m in (model, written))
     nodes = before, len(proto.graph.node)
+    if plan is not None and plan.memory:
+        setting.notes.append("the plan has memory codes too: give it to onnxfi run as --memory-code")
     return Protected(
         place, written.digest, chosen, tensors, drift, *nodes, size_before, size_after, tuple(setting.notes)
     )
@@ -170,6 +182,24 @@ def _chosen(protections: Sequence[str | Protection]) -> tuple[Protection, ...]:
         if kind in kinds[:k]:
             raise InputError(f"{chosen[kinds.index(kind)]} and {chosen[k]} protect the same; give one of them")
     return chosen
+
+
+def _planned(
+    model: Model, plan: ProtectionPlan, protections: Sequence[str | Protection], selector: Selector | None
+) -> list[tuple[Protection, tuple[str, ...]]]:
+    """Return the protections of a plan, each with the names that it covers; InputError if it is of another model."""
+    if protections or selector not in (None, Selector()):
+        raise InputError("a plan says what is protected; leave out --with, --include, --exclude and --op")
+    if plan.model != model.digest:
+        raise InputError(
+            f"the plan is for the model {plan.model[:12]}…, {model.name} is {model.digest[:12]}…; plan anew, or give "
+            f"that model"
+        )
+    if not plan.graph:
+        raise InputError(
+            "the plan protects in memory alone, so no file is written; give the plan to onnxfi run as --memory-code"
+        )
+    return [(parse_protection(one.protection), one.names) for one in plan.graph]
 
 
 def _raised(model: Model, opset: int | None) -> tuple[Model, list[str]]:

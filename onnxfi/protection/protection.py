@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxfi.errors import InputError
@@ -56,6 +56,10 @@ class Setting:
     def add_notes(self, notes: Iterable[str]) -> None:
         """Add remarks that are new."""
         self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)
+
+    def of(self, names: Iterable[str]) -> Setting:
+        """Return the setting in which exactly these tensors are selected, with the same notes."""
+        return replace(self, selector=Selector(include=tuple(f"={name}" for name in names)), _known={})
 
     def calibration(self, name: str) -> Data:
         """Return the calibration data; InputError if there is none."""

@@ -10,8 +10,8 @@ score of a fault of value x,
 has the mean of the R remaining faults as its expectation, whatever mu and q are. So the estimate is unbiased although
 the allocation depends on earlier outcomes; combined stratum means are not, because a stratum whose first faults happen
 to be masked would be sampled less. The weight of a draw does not depend on outcomes either: it grows with the number of
-trials before its round, as later rounds have less variance. A round ends with the draw that exhausts a stratum, so that
-q is positive exactly where faults remain.
+trials before its round, as later rounds have less variance. A draw that selects a stratum which the round has used up
+is left out: the others are then drawn by q divided by what is left of it.
 
 `confidence_sequence` bets against each candidate mean (Waudby-Smith and Ramdas, Journal of the Royal Statistical
 Society B 86, 2024): it is valid at every time simultaneously, under any stopping rule, and assumes only values in
@@ -43,7 +43,7 @@ FIRST_ROUND, GROWTH = 64, 0.05
 #: Largest share of the capital that a bet may lose.
 _CAP = 0.9
 #: Share of alpha used by intervals that a campaign evaluates repeatedly until they are narrow enough.
-_SPENT = 0.6
+SPENT = 0.6
 #: Minimum trials, also per stratum, of an asymptotic or simple interval; before that it is [0, 1].
 _FEWEST, _FEWEST_A_STRATUM, _FEWEST_SIMPLE = 200, 4, 100
 METHOD_NAMES: dict[Method, str] = {
@@ -141,14 +141,13 @@ def round_size(trials: int, *, first: int = FIRST_ROUND) -> int:
     return max(first, int(GROWTH * trials))
 
 
-def until_stratum_exhausted(drawn: Numbers, remaining: Floats) -> Numbers:
-    """Return the draws of a round up to the one that exhausts a stratum.
+def without_exhausted(drawn: Numbers, remaining: Floats) -> Numbers:
+    """Return the draws of a round without those from strata that its earlier draws have used up.
 
-    >>> until_stratum_exhausted(np.array([0, 1, 0, 1, 0]), np.array([5.0, 2.0])).tolist()
-    [0, 1, 0, 1]
+    >>> without_exhausted(np.array([0, 1, 0, 1, 1, 0]), np.array([5.0, 2.0])).tolist()
+    [0, 1, 0, 1, 0]
     """
-    last = np.flatnonzero(_rank(drawn, len(remaining)) + 1 == remaining[drawn])
-    return drawn[: last[0] + 1] if len(last) else drawn
+    return drawn[_rank(drawn, len(remaining)) < remaining[drawn]]
 
 
 def _rank(drawn: Numbers, strata: int) -> Numbers:
@@ -195,17 +194,20 @@ def round_weight(trials: int) -> float:
 
 def prepare_draws(allocation: Allocation, drawn: Numbers, half_width: float, weight: float = 1.0) -> RoundDraws:
     """Return the draws of a round with all that is known beforehand; `half_width` is that of the requested interval."""
-    before = np.arange(len(drawn))
+    before, rank = np.arange(len(drawn)), _rank(drawn, len(allocation.remaining))
     mu = allocation.expected[drawn]
+    last = rank + 1 == allocation.remaining[drawn]
+    gone = np.cumsum(np.where(last, allocation.probability[drawn], 0.0))
+    open_ = np.maximum(1 - np.concatenate([[0.0], gone[:-1]]), 1e-300) if len(drawn) else np.ones(0)
     whole = math.fsum(allocation.remaining)
     some = allocation.remaining > 0
     inverse_rates = allocation.remaining[some] / allocation.probability[some]
     return RoundDraws(
         drawn,
-        allocation.remaining[drawn] - _rank(drawn, len(allocation.remaining)),
+        allocation.remaining[drawn] - rank,
         np.asarray(whole - before, np.float64),
         math.fsum(allocation.remaining * allocation.expected) - (np.cumsum(mu) - mu),
-        allocation.probability[drawn],
+        np.minimum(allocation.probability[drawn] / open_, 1.0),
         mu,
         float((inverse_rates * allocation.expected[some]).max()),
         float((inverse_rates * (1 - allocation.expected[some])).max()),
@@ -290,14 +292,15 @@ def coefficients(scores: Scores) -> Floats:
     return (scores.weight * scores.inverse_rate + later) / (math.fsum(scores.weight) * scores.population)
 
 
-def confidence_sequence(scores: Scores, confidence: float = 0.99) -> Interval:
+def confidence_sequence(scores: Scores, confidence: float = 0.99, *, before: Interval | None = None) -> Interval:
     """Return an interval that is valid at every time simultaneously: a betting confidence sequence.
 
     Against a candidate m two capitals start from 1; one bets on scores above the mean that m implies, one below:
     K± = Π (1 ± λ± (Y - m_t)), with m_t = (N m - Σ x so far) / R, λ the bet, truncated so that none loses more than 0.9.
     If m is the mean, both capitals are martingales, so either ever reaches 2/alpha with a probability of at most
     alpha/2 (Ville's inequality). The interval holds the candidates that neither has rejected so far: it never gets
-    wider. A rate without any event has a low end of 0.
+    wider: where `before` is the interval of the same draws up to an earlier round, the search starts from there. A rate
+    without any event has a low end of 0.
 
     >>> allocation = allocate_round([10_000], np.array([0]), Moments.empty(1))
     >>> no_events = score(prepare_draws(allocation, np.zeros(600, np.int64), 0.01), np.zeros(600))
@@ -315,17 +318,20 @@ def confidence_sequence(scores: Scores, confidence: float = 0.99) -> Interval:
         gains = np.log1p(np.maximum(bet * (scores.score - null), -0.999999))
         return float(np.cumsum(gains).max()) - limit
 
-    low = _root(lambda m: evidence(m, 1), least, most)
-    high = least + most - _root(lambda m: evidence(least + most - m, -1), least, most)
+    start, end = (least, most) if before is None else (max(least, before.low), min(most, before.high))
+    low = _root(lambda m: evidence(m, 1), start, most, end)
+    high = -_root(lambda m: evidence(-m, -1), -end, -least, -start)
     return _interval(min(low, high), max(low, high), estimate(scores), "guaranteed", confidence)
 
 
-def _root(evidence: Callable[[float], float], least: float, most: float) -> float:
-    """Return the root of a falling function, or the end of the range that it does not cross."""
+def _root(evidence: Callable[[float], float], least: float, most: float, near: float) -> float:
+    """Return the root of a falling function, likely below `near`, or the end of the range that it does not cross."""
     from scipy.optimize import brentq
 
     if least >= most or evidence(least) <= 0:
         return least
+    if least < near < most and evidence(near) <= 0:
+        return float(brentq(evidence, least, near, xtol=1e-12, rtol=1e-9))
     return most if evidence(most) > 0 else float(brentq(evidence, least, most, xtol=1e-12, rtol=1e-9))
 
 
@@ -340,7 +346,7 @@ def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99) -
     """
     from scipy.special import stdtrit
 
-    alpha = _SPENT * (1 - confidence)
+    alpha = SPENT * (1 - confidence)
     least, most = scores.bounds
     trials, p, w = len(scores.value), estimate(scores), scores.weight
     if trials < min(max(_FEWEST, _FEWEST_A_STRATUM * strata), scores.population // 4) or least == most:
@@ -373,7 +379,7 @@ def simple_interval(n: int, total: float, squares: float, population: int, confi
     if n < min(_FEWEST_SIMPLE, population) or n == population:
         return _interval(least, most, p, "simple", confidence)
     trials = n / design_effect(total, squares) * (population - 1) / (population - n)
-    found = wilson(p * trials, trials, 1 - _SPENT * (1 - confidence))
+    found = wilson(p * trials, trials, 1 - SPENT * (1 - confidence))
     return _interval(max(found.low, least), min(found.high, most), p, "simple", confidence)
 
 
@@ -392,6 +398,6 @@ def min_trials(margin: float, confidence: float = 0.99, method: Method = "guaran
     """
     if method == "guaranteed":
         return math.ceil(math.log(2 / (1 - confidence)) / math.log1p(2 * _CAP * margin))
-    z = NormalDist().inv_cdf(1 - _SPENT * (1 - confidence) / 2)
+    z = NormalDist().inv_cdf(1 - SPENT * (1 - confidence) / 2)
     fewest = _FEWEST_SIMPLE if method == "simple" else _FEWEST
     return max(fewest, math.ceil(z * z * (1 / (2 * margin) - 1)))

@@ -15,12 +15,15 @@ from functools import cached_property
 import numpy as np
 
 from onnxfi.statistics.adaptive import (
+    SPENT,
     UNIFORM_SHARE,
     Allocation,
     Floats,
+    Method,
     Moments,
     Numbers,
     Scores,
+    asymptotic_interval,
     concatenate,
     confidence_sequence,
     prepare_draws,
@@ -31,6 +34,11 @@ from onnxfi.statistics.intervals import Interval
 
 #: The share of draws that goes to groups whose place is settled.
 _SETTLED_SHARE = 0.1
+#: Draws of a group up to which a confidence sequence bounds its asymptotic interval.
+_EARLY = 800
+#: Share of the draws of a group that goes by the number of its remaining faults alone, by the method of its interval:
+#: what limits a guaranteed one is how seldom strata without an event are drawn.
+_UNIFORM_SHARES = {"guaranteed": 0.8}
 
 
 @dataclass(frozen=True)
@@ -121,13 +129,14 @@ class GroupScores:
     scores: tuple[Scores | None, ...]
     intervals: tuple[Interval, ...]
     confidence: float
+    method: Method = "guaranteed"
 
     @classmethod
-    def empty(cls, groups: Numbers, confidence: float) -> GroupScores:
+    def empty(cls, groups: Numbers, confidence: float, method: Method = "guaranteed") -> GroupScores:
         """Return groups without a draw, whose intervals shall hold together with this confidence."""
         count = int(groups.max()) + 1
         each = 1 - (1 - confidence) / count
-        return cls(groups, (None,) * count, (Interval(0.0, 1.0, math.nan, "none", each),) * count, each)
+        return cls(groups, (None,) * count, (Interval(0.0, 1.0, math.nan, "none", each),) * count, each, method)
 
     def plus(self, allocation: Allocation, drawn: Numbers, values: Floats, aim: float, weight: float) -> GroupScores:
         """Return the scores with those of another round, drawn by this allocation."""
@@ -143,12 +152,31 @@ class GroupScores:
             draws = prepare_draws(allocation.restricted_to(strata), place[drawn[here]], aim, weight)
             new = score(draws, values[here], total)
             scores[group] = together = new if before is None else concatenate([before, new])
-            intervals[group] = _inside(confidence_sequence(together, self.confidence), together)
+            if self.method == "asymptotic":
+                found = _early_or_asymptotic(together, len(strata), self.confidence)
+            else:
+                found = confidence_sequence(
+                    together, self.confidence, before=None if before is None else intervals[group]
+                )
+            intervals[group] = _inside(found, together)
         return replace(self, scores=tuple(scores), intervals=tuple(intervals))
 
     def standing(self, top: int, margin: float) -> Standing:
         """Return the order of the groups."""
         return Standing(self.intervals, top, margin)
+
+
+def _early_or_asymptotic(scores: Scores, strata: int, confidence: float) -> Interval:
+    """Return the asymptotic interval, within a confidence sequence where there are few draws yet.
+
+    Each has a part of alpha, so that both hold together: many groups are settled before a variance can be estimated.
+    """
+    found = asymptotic_interval(scores, strata, confidence)
+    if len(scores.value) > _EARLY:
+        return found
+    early = confidence_sequence(scores, 1 - (1 - confidence) * (1 - SPENT))
+    low, high = max(found.low, early.low), min(found.high, early.high)
+    return replace(found, low=low, high=high) if low <= high else found
 
 
 def _inside(i: Interval, scores: Scores) -> Interval:
@@ -157,7 +185,14 @@ def _inside(i: Interval, scores: Scores) -> Interval:
     return replace(i, estimate=min(max(seen, i.low), i.high))
 
 
-def allocate_groups(sizes: Floats, parents: Numbers, seen: Moments, groups: Numbers, weights: Floats) -> Allocation:
+def allocate_groups(
+    sizes: Floats,
+    parents: Numbers,
+    seen: Moments,
+    groups: Numbers,
+    weights: Floats,
+    method: Method = "asymptotic",
+) -> Allocation:
     """Return the next allocation: draws go to groups by `weights` ([groups]), inside each as `allocate_round` does.
 
     >>> sizes, group = np.array([900.0, 100.0, 500.0]), np.array([0, 0, 1])
@@ -170,8 +205,9 @@ def allocate_groups(sizes: Floats, parents: Numbers, seen: Moments, groups: Numb
     uneven = left * np.sqrt(variance)
     count = len(weights)
     of_group, uneven_of_group = (np.bincount(groups, each, count)[groups] for each in (left, uneven))
-    inside = (1 - UNIFORM_SHARE) * uneven / np.maximum(uneven_of_group, 1e-300)
-    inside += UNIFORM_SHARE * left / np.maximum(of_group, 1e-300)
+    uniform = _UNIFORM_SHARES.get(method, UNIFORM_SHARE)
+    inside = (1 - uniform) * uneven / np.maximum(uneven_of_group, 1e-300)
+    inside += uniform * left / np.maximum(of_group, 1e-300)
     chance = inside * weights[groups] * (left > 0)
     if not chance.sum():
         chance = left

@@ -36,7 +36,7 @@ from onnxfi.statistics.adaptive import (
     prepare_draws,
     round_size,
     round_weight,
-    until_stratum_exhausted,
+    without_exhausted,
 )
 from onnxfi.statistics.intervals import Interval, sample_error
 from onnxfi.statistics.sample_size import sample_size
@@ -296,7 +296,7 @@ def adaptive(case: Case, layout: Layout, values: list[Array], rng: np.random.Gen
         played = allocate_round(layout.sizes, layout.parents, seen.moments)
         first = 64 if case.method != "simple" else 10 if seen.rounds else 100
         chosen = sampling.choose(played.probability, round_size(seen.trials, first=first), seed, seen.rounds + 1)
-        draws = prepare_draws(played, until_stratum_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
+        draws = prepare_draws(played, without_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
         first_left = (layout.sizes[draws.stratum] - draws.stratum_remaining).astype(np.int64)
         x = np.array([order[h][k] for h, k in zip(draws.stratum, first_left, strict=True)])
         seen = seen.plus(draws, x)

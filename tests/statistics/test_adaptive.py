@@ -30,7 +30,7 @@ from onnxfi.statistics.adaptive import (
     score,
     shrunken_moments,
     simple_interval,
-    until_stratum_exhausted,
+    without_exhausted,
 )
 
 Array = NDArray[Any]
@@ -84,13 +84,10 @@ def paths(faults: list[list[float]], rounds: int, size: int) -> Any:
         played = allocate_round(sizes, np.zeros(len(faults), np.int64), seen)
         total = 0.0 if not parts else float(parts[-1].total[-1] + parts[-1].value[-1])
         for strata in product(range(len(faults)), repeat=size):
-            drawn = until_stratum_exhausted(np.array(strata), played.remaining)
-            if any(played.remaining[h] == 0 for h in strata[: len(drawn)]) or (len(drawn) < size and strata[-1] != 0):
-                continue  # cannot happen, or is counted with its beginning
-            tail = strata[len(drawn) :]
-            if any(tail):
-                continue
-            chance = math.prod(played.probability[h] for h in drawn)
+            if any(played.remaining[h] == 0 for h in strata):
+                continue  # cannot happen
+            drawn = without_exhausted(np.array(strata), played.remaining)
+            chance = math.prod(played.probability[h] for h in strata)
             yield from pick(seen, left, parts, number, played, drawn, [], chance, total)
 
     def pick(
@@ -176,7 +173,7 @@ def test_a_used_up_stratum_is_not_drawn_from_again() -> None:
     played = allocate_round([5, 9], np.array([0, 1]), seen)
     assert played.probability.tolist() == [0.0, 1.0]
     assert set(sampling.choose(played.probability, 1000, 3, 1).tolist()) == {1}
-    assert until_stratum_exhausted(np.array([1, 1, 1, 1, 1, 1, 1]), played.remaining).tolist() == [1] * 6
+    assert without_exhausted(np.array([1, 1, 1, 1, 1, 1, 1]), played.remaining).tolist() == [1] * 6
 
 
 def test_rounds_grow_with_the_campaign() -> None:
@@ -202,9 +199,7 @@ def played_out(values: list[Array], seed: int, draws: int, aim: float = 0.05) ->
     while (done := int(seen.n.sum())) < min(draws, sizes.sum()):
         played = allocate_round(sizes, parents, seen)
         size = min(round_size(done), draws - done)
-        drawn = until_stratum_exhausted(
-            sampling.choose(played.probability, size, seed, len(parts) + 1), played.remaining
-        )
+        drawn = without_exhausted(sampling.choose(played.probability, size, seed, len(parts) + 1), played.remaining)
         laid = prepare_draws(played, drawn, aim, round_weight(done))
         place = (sizes[drawn] - laid.stratum_remaining).astype(np.int64)
         x = np.array([values[h][k] for h, k in zip(drawn, place, strict=True)])

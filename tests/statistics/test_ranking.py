@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.statistics.adaptive import Moments, allocate_round, confidence_sequence, prepare_draws, round_size, score
+from onnxfi.statistics.adaptive import (
+    Method,
+    Moments,
+    allocate_round,
+    confidence_sequence,
+    prepare_draws,
+    round_size,
+    score,
+)
 from onnxfi.statistics.intervals import Interval
 from onnxfi.statistics.ranking import GroupScores, Standing, allocate_groups
 
@@ -68,17 +76,19 @@ RATES = np.array(
 GROUPS, SIZES = np.repeat(np.arange(4), 2), np.tile([2000.0, 8000.0], 4)
 
 
-def rank(seed: int, rates: np.ndarray = RATES, most: int = 20_000) -> tuple[int, Standing, list[bool]]:
+def rank(
+    seed: int, rates: np.ndarray = RATES, most: int = 20_000, method: Method = "guaranteed"
+) -> tuple[int, Standing, list[bool]]:
     """Rank until it is settled; for each round whether every interval holds the true rate."""
     rng, seen = np.random.default_rng(seed), Moments.empty(len(SIZES))
-    scores, held = GroupScores.empty(GROUPS, 0.9), []
+    scores, held = GroupScores.empty(GROUPS, 0.9, method), []
     true = np.bincount(GROUPS, SIZES * rates) / np.bincount(GROUPS, SIZES)
     while True:
         standing, trials = scores.standing(2, 0.02), int(seen.n.sum())
         held.append(all(i.low - 1e-9 <= p <= i.high + 1e-9 for i, p in zip(standing.intervals, true, strict=True)))
         if (trials and standing.settled) or trials > most:
             return trials, standing, held
-        known = allocate_groups(SIZES, np.tile([0, 1], 4), seen, GROUPS, standing.weights())
+        known = allocate_groups(SIZES, np.tile([0, 1], 4), seen, GROUPS, standing.weights(), method)
         drawn = rng.choice(len(SIZES), round_size(trials), p=known.probability)
         values = (rng.random(len(drawn)) < rates[drawn]).astype(float)
         scores = scores.plus(known, drawn, values, standing.aim, 1.0 + trials)
@@ -97,6 +107,19 @@ def test_intervals_hold_together_and_the_order_is_right() -> None:
         assert all(0 <= i.estimate <= 1 and i.low <= i.estimate <= i.high for i in standing.intervals)
     assert wrong <= 4  # at 90 % all rounds of 20 campaigns: 5 or more have a chance of 4 % at worst
     assert np.median(found) < 6000
+
+
+@pytest.mark.slow
+def test_asymptotic_rankings_take_fewer_trials_and_are_right() -> None:
+    made = [rank(seed, method="asymptotic") for seed in range(20)]
+    assert all(standing.settled and standing.above(0, standing.order[1]) for _, standing, _ in made)
+    assert sum(not held[-1] for _, _, held in made) <= 4  # where it ends; in some round more of them miss a rate
+    assert 2 * np.median([trials for trials, _, _ in made]) < np.median([rank(seed)[0] for seed in range(4)])
+
+
+def test_an_asymptotic_ranking_of_rates_that_never_occur_ends_as_tied() -> None:
+    _, standing, _ = rank(1, np.zeros(8), method="asymptotic")
+    assert standing.settled and all(i.low == 0 and i.high <= 0.02 for i in standing.intervals)
 
 
 def test_equal_groups_end_as_tied() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor, cause_of
-from onnxfi.errors import CampaignError, EngineError, RouteError
+from onnxfi.errors import EngineError, NoCanaryError, RouteError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Set
 from onnxfi.faults.space import Sites, Target
@@ -44,7 +44,7 @@ def prove(
 
     Raises
     ------
-    CampaignError
+    NoCanaryError
         If no canary is seen.
     """
     seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
@@ -60,7 +60,7 @@ def prove(
     if seen is not None:
         return {"seen": seen, "unseen": unseen, "routes": routes}
     output = executor.opened.output
-    raise CampaignError(
+    raise NoCanaryError(
         f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
         f"{f'output {output!r}' if output else 'the outputs'}, so faults there cannot either; "
         f"select other targets, or score another --output{_ran_with(executor)}"

@@ -199,11 +199,10 @@ class TrialExecutor:
             return self.judged(header, golden, faults)
         memory = coded_memory(self.opened.campaign, self.opened.fault_targets, header)
         number = json.loads(lines[0])["trial"]
-        # A list of chosen sites has no rate: check bits are fault-free.
-        rate = header.strata[header.place(number)[1]]["ber"] if header.strata else 0.0
+        # A list of chosen sites has no rate, nor have single faults: check bits are fault-free.
+        rate = (header.strata[header.place(number)[1]]["ber"] or 0.0) if header.strata else 0.0
         faults, counts = memory.read(self.opened.model, faults, rate, header.sampler.seed, number)
-        stopped = counts["detected"] and memory.code.due
-        found = detected(golden, "memory-code") if stopped else self.judged(header, golden, faults)
+        found = detected(golden, "memory-code") if counts["stopped"] else self.judged(header, golden, faults)
         return replace(found, metrics=found.metrics | {f"blocks_{s}": counts[s] for s in BLOCK_STATUSES})
 
     def judged(self, header: Header, golden: GoldenRun, faults: Faults) -> Judgement:

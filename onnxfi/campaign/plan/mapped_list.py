@@ -6,7 +6,7 @@ Faults are mapped by the names of weights and activations. Behind a protected gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, no_faults_line
 from onnxfi.campaign.spec.designs import BerSweep, SingleFaults
 from onnxfi.errors import SpecError
-from onnxfi.faults.faultlist import LineReader, trial_lines
+from onnxfi.faults.faultlist import Header, LineReader, trial_lines
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults
@@ -103,6 +103,37 @@ def map_list(made: Plan, onto: FaultTargets, file: str, out: Path) -> MappedList
             )
             stream.write(("\n".join(lines) + "\n").encode())
     return MappedList(out, made.header.population, own, own_sites)
+
+
+def write_trials(
+    trials: Iterable[tuple[int, Faults]], header: Header, onto: FaultTargets, models: tuple[str, str], out: Path
+) -> None:
+    """Write the faults of some trials of one version as a list of another one, without strata.
+
+    Parameters
+    ----------
+    trials : iterable of (int, Faults)
+        Numbers, ascending, and faults on the first version.
+    header : Header
+        The header of their list.
+    onto : FaultTargets
+        The targets of the second version.
+    models : tuple of str
+        The files of both versions.
+    out : Path
+        The list to write.
+    """
+    made = replace(
+        header, model=onto.model.digest, file=models[1], strata=(),
+        activations=None if header.activations is None else onto.activation_space,
+    )  # fmt: skip
+    there = {t.id: t for t in onto.targets}
+    with atomic_files([out]) as (stream,):
+        stream.write((made.line() + "\n").encode())
+        for trial, faults in trials:
+            used = [faults.targets[k] for k in np.unique(faults.sites.target).tolist()]
+            found = _moved(faults, _counterparts(used, there), onto, *models)
+            stream.write(("\n".join(trial_lines(trial, found, Sampler("sites"), ())) + "\n").encode())
 
 
 def _faults(made: Plan) -> Iterator[tuple[int, int, Faults]]:

@@ -16,8 +16,8 @@ from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.scored_outputs import score_outputs, spike_count_output, with_map_scores, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
+from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.protection.coded_memory import with_check_bits
-from onnxfi.protection.memory_codes import parse_memory_code
 from onnxfi.runtime.engine.process_memory import give_back
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.inject.neurons import with_exposed_neurons
@@ -55,7 +55,7 @@ def reopen(path: str, fields: Mapping[str, Any]) -> Model:
     if fields.get("time_axis") is not None:
         model = with_spike_counts(model, fields.get("output"), fields["time_axis"])
     if fields.get("memory_code"):
-        model = with_check_bits(model, parse_memory_code(fields["memory_code"]))
+        model = with_check_bits(model, parse_code_assignment(fields["memory_code"]))
     if fields.get("layers", "modules") == "tensors":
         model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
     return model

@@ -7,7 +7,7 @@ the same probabilities divided by their sum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -132,6 +132,21 @@ class AdaptiveRecord:
                 parts.append(score(draws, x[inside], total))
                 total += float(x[inside].sum())
         return concatenate(parts) if parts else None
+
+    def with_values(self, values: Floats) -> AdaptiveRecord:
+        """Return the record with other values of its headline rate ([T], in the order of the draws), and no other."""
+        metric = next(m for m in self.metrics if m.name == self.headline)
+        return replace(self, metrics=(metric,), values=values.reshape(-1, 1), _rounds={})
+
+    def judged_by(self, counted: NDArray[np.bool_], confidence: float) -> Interval:
+        """Return the headline rate over all faults from some of the draws ([T]), the others being known before."""
+        scores = self.scores(self.headline, np.arange(len(self.layers)))
+        assert scores is not None
+        kept = counted.astype(np.float64)
+        scores = replace(scores, weight=scores.weight * kept, bet=scores.bet * kept)
+        if self.method == "guaranteed":
+            return confidence_sequence(scores, confidence)
+        return asymptotic_interval(scores, len(self.layers), confidence)
 
     def intervals(self, strata: Numbers, confidence: float) -> dict[str, Interval]:
         """Every rate that the trials have, over the faults of some of the strata."""

@@ -24,6 +24,7 @@ from onnxfi.faults.trials import json_value
 from onnxfi.statistics.adaptive import (
     Allocation,
     Floats,
+    Method,
     Moments,
     Numbers,
     RoundDraws,
@@ -38,7 +39,7 @@ from onnxfi.statistics.adaptive import (
     score,
     shrunken_moments,
     simple_interval,
-    until_stratum_exhausted,
+    without_exhausted,
 )
 from onnxfi.statistics.intervals import Interval
 from onnxfi.statistics.ranking import GroupScores, Standing, allocate_groups
@@ -186,9 +187,9 @@ class Seen:
     ranked: GroupScores | None = None
 
     @classmethod
-    def none(cls, layout: Layout, rank: str, confidence: float) -> Seen:
+    def none(cls, layout: Layout, rank: str, confidence: float, method: Method = "guaranteed") -> Seen:
         """Return what is seen before the first round."""
-        ranked = None if rank == "none" else GroupScores.empty(layout.groups, confidence)
+        ranked = None if rank == "none" else GroupScores.empty(layout.groups, confidence, method)
         return cls(Moments.empty(len(layout.sizes)), ranked=ranked)
 
     @property
@@ -232,7 +233,7 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
     design = plan.campaign.adaptive
     assert design is not None
     rate, layout = design.rate, Layout.of(store.strata(), design.rank)
-    seen = Seen.none(layout, design.rank, float(store.get("length")["confidence"]))
+    seen = Seen.none(layout, design.rank, float(store.get("length")["confidence"]), design.method)
     if rate not in (task := declared_task(store)).by_name or not task.metric(rate).measured_in(
         store.get("golden")["metrics"]
     ):
@@ -267,7 +268,7 @@ def look_at(store: Store, seen: Seen | None = None, confidence: float | None = N
     rank, level = identity.get("rank", "none"), confidence or float(length["confidence"])
     layout = Layout.of(strata, rank)
     if seen is None:
-        seen = Seen.none(layout, rank, level)
+        seen = Seen.none(layout, rank, level, identity["method"])
         for number, (draws, trials) in enumerate(complete_rounds(store), 1):
             known = _known(store, number, layout, seen)
             seen = seen.plus(draws, _values(store, number, trials, identity["rate"]), known)
@@ -311,14 +312,14 @@ def _draw(
     else:
         standing = look.ranking.standing
         half_width = standing.aim
-        played = allocate_groups(layout.sizes, layout.parents, seen.moments, layout.groups, standing.weights())
+        played = allocate_groups(
+            layout.sizes, layout.parents, seen.moments, layout.groups, standing.weights(), design.method
+        )
     size = round_size(seen.trials)
     if design.method == "simple":
         size = round_size(seen.trials, first=_NEXT_SIMPLE if number > 1 else _FIRST_SIMPLE)
     chosen = sampling.choose(played.probability, size, design.seed, number)
-    draws = prepare_draws(
-        played, until_stratum_exhausted(chosen, played.remaining), half_width, round_weight(seen.trials)
-    )
+    draws = prepare_draws(played, without_exhausted(chosen, played.remaining), half_width, round_weight(seen.trials))
     strata, planned = list(plan.strata), list[PlannedTrial]()
     trials = np.zeros(len(draws.stratum), np.int64)
     for s in np.unique(draws.stratum).tolist():

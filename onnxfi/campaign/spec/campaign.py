@@ -38,6 +38,7 @@ from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, 
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
+from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.registry import driven, known_metric, metric_names, task_identity
 
@@ -103,10 +104,12 @@ class Campaign(CheckedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory.memory_code is not None and not isinstance(self.design, BerSweep | Replay):
+        code = self.memory.memory_code
+        at_rates = isinstance(self.design, BerSweep | Replay)
+        if code is not None and not at_rates and not parse_code_assignment(code).leaves_single_faults:
             raise SpecError(
-                f"memory_code says something of sweeps over bit error rates alone, not with {self.design.key}: one "
-                f"fault is always corrected or detected; leave it out",
+                f"memory_code {code} says something of sweeps over bit error rates alone, not with {self.design.key}: "
+                f"one fault is always corrected or detected; leave it out, or name what it covers, as {code}@conv1",
                 "memory_code",
             )
         if self.adaptive is not None:

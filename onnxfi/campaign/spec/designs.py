@@ -191,9 +191,10 @@ class AdaptiveFaults(CheckedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank != "none" and (self.method != "guaranteed" or self.relative_margin is not None):
+        if self.rank != "none" and (self.method == "simple" or self.relative_margin is not None):
             name = "relative_margin" if self.relative_margin is not None else "method"
-            raise SpecError(f"{name} has no effect with rank, which takes guaranteed intervals and a margin", name)
+            how = "guaranteed or asymptotic intervals and a margin"
+            raise SpecError(f"{name} has no effect with rank, which takes {how}", name)
         if self.rate == "any":  # as the command line says it
             object.__setattr__(self, "rate", f"any_{CLASSIFICATION.headline}")
         if self.margin is None:

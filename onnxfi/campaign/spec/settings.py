@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from onnxfi.campaign.spec.designs import MOST, PLACE
 from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, check_word, named, within
 from onnxfi.errors import SpecError, closest
-from onnxfi.protection.memory_codes import parse_memory_code
+from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
 from onnxfi.tasks.kinds.classification import KINDS
@@ -142,7 +142,7 @@ class EngineSettings(CheckedFields):
 
 @dataclass(frozen=True)
 class MemorySettings(CheckedFields):
-    """The code of the memory that holds the weights, and the share of a trial's time after which it is scrubbed."""
+    """The codes of the memory that holds the weights, and the share of a trial's time after which it is scrubbed."""
 
     memory_code: str | None = None
     scrub_interval: float = bounded(1.0, lambda s: 1e-6 <= s <= 1, "a share of the time, from 1e-6 to 1 (never)")
@@ -150,7 +150,7 @@ class MemorySettings(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.memory_code is not None:
-            object.__setattr__(self, "memory_code", str(named("memory_code", parse_memory_code, self.memory_code)))
+            object.__setattr__(self, "memory_code", str(named("memory_code", parse_code_assignment, self.memory_code)))
         elif self.scrub_interval != 1:
             raise SpecError("scrub_interval says nothing without memory_code; leave it out", "scrub_interval")
 

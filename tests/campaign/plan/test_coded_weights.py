@@ -55,7 +55,10 @@ def test_campaigns_without_a_code_keep_their_identity() -> None:
 
 def test_codes_where_they_say_nothing_are_refused(tmp_path: Path) -> None:
     for fields, message in (
-        ({"single": True, "memory_code": "secded"}, "memory_code says something of sweeps .* alone, not with single"),
+        (
+            {"single": True, "memory_code": "secded"},
+            "memory_code secded says something of sweeps .* alone, not with single",
+        ),
         ({"ber": 1e-5, "memory_code": "hamming"}, "memory_code: unknown memory code 'hamming'"),
         ({"ber": 1e-5, "scrub_interval": 0.1}, "scrub_interval says nothing without memory_code"),
         ({"ber": 1e-5, "scrub_interval": 0.0, "memory_code": "secded"}, "scrub_interval 0.0 is out of range"),

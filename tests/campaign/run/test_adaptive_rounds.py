@@ -36,7 +36,7 @@ from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults import sampling
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import load
-from onnxfi.statistics.adaptive import Moments, allocate_round, round_size, until_stratum_exhausted
+from onnxfi.statistics.adaptive import Moments, allocate_round, round_size, without_exhausted
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "store.md"
@@ -125,7 +125,7 @@ def test_each_round_is_drawn_by_those_before_it(place: Path) -> None:
         for number, (draws, trials) in enumerate(complete_rounds(store), 1):
             played = allocate_round(layout.sizes, layout.parents, seen)
             size = round_size(int(seen.n.sum()))
-            drawn = until_stratum_exhausted(sampling.choose(played.probability, size, 0, number), played.remaining)
+            drawn = without_exhausted(sampling.choose(played.probability, size, 0, number), played.remaining)
             assert draws.stratum.tolist() == drawn.tolist()
             kept = store.db.execute("SELECT probability FROM allocations WHERE round = ? ORDER BY stratum", (number,))
             assert [q for (q,) in kept] == played.probability.tolist()
@@ -239,7 +239,7 @@ def test_a_width_that_no_sample_has_runs_the_whole_population(truth: tuple[Path,
 
 def test_a_rate_that_never_shows_has_one_end(truth: tuple[Path, Report], tmp_path: Path) -> None:
     folder, _ = truth
-    fields = {"model": str(folder / "m.onnx"), "data": str(folder / "d.npz"), "bits": "0-3"}
+    fields = {"model": str(folder / "m.onnx"), "data": str(folder / "d.npz"), "bits": "0-9"}
     for name, more in (("margin", {"margin": 0.05}), ("relative", {"relative_margin": 0.1, "margin": 0.03})):
         ran(campaign(**{**fields, **more}), tmp_path / f"{name}.db")
         look = report(tmp_path / f"{name}.db").look

@@ -44,7 +44,7 @@ def test_what_an_adaptive_campaign_cannot_be() -> None:
         ({"adaptive": True, "rank": "bit", "top": 0}, "top 0 is out of range"),
         (
             {"adaptive": True, "rank": "bit", "method": "simple"},
-            "method has no effect with rank, which takes guaranteed",
+            "method has no effect with rank, which takes guaranteed or asymptotic",
         ),
         ({"adaptive": True, "rank": "bit", "relative_margin": 0.1}, "relative_margin has no effect with rank"),
         (

@@ -1,0 +1,112 @@
+"""`onnxfi plan-protection STORE --budget …`: which layers get which protection, within a budget."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxfi.cli.options import CODE, JSON, PATH, GroupedCommand
+
+if TYPE_CHECKING:
+    from onnxfi.analysis.planner.plan_protection import PlannedPart, PlannedProtection
+
+
+@click.command("plan-protection", cls=GroupedCommand, short_help="Plan which layers get which protection in a budget.")
+@click.argument("store", type=PATH)
+@click.option(
+    "--budget",
+    required=True,
+    metavar="LIMITS",
+    help="What may be spent: bytes=64KiB,macs=5%, or one of them; % are shares of the model's bytes and operations.",
+)
+@click.option(
+    "--with",
+    "protections",
+    multiple=True,
+    metavar="WHAT",
+    help="Protection or memory code to choose from (default: all that fit the faults): parity, secded, tmr, tmr:top=2, mset, cep, clip-weights, checksum; of activations duplicate, triplicate, checksum; with --data range:clip, range:zero, range:average and nan-filter. Repeatable.",
+)
+@click.option("--data", type=PATH, metavar="FILE", help="Calibration data for ranges of activations.")
+@click.option("--rate", metavar="RATE", help="Rate to reduce (default: that of the task, SDC-1 for classification).")
+@click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that run trials.")
+@click.option("-o", "--out", type=PATH, metavar="FILE", help="Plan to write (YAML).")
+@CODE
+@JSON
+def command(
+    store: Path, budget: str, protections: tuple[str, ...], data: Path | None, rate: str | None, workers: int,
+    out: Path | None, allow_code: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Plan which layers get which protection or memory code, so that least damage remains within a budget.
+
+    STORE is a campaign of single bit faults in weights or activations (onnxfi run --rank layer, or --single). One half of
+    its trials chooses the plan; the other half is run again on the planned protection and gives the forecast.
+
+    \b
+    onnxfi run cnn.onnx --data test.npz --rank layer -o ranked.db
+    onnxfi plan-protection ranked.db --budget bytes=2%,macs=5% -o plan.yaml
+    onnxfi protect cnn.onnx --plan plan.yaml -o protected.onnx
+    onnxfi run protected.onnx --data test.npz --memory-code plan.yaml --single --trials 4000
+    """  # fmt: skip
+    from onnxfi.analysis.planner.plan_protection import plan_protection
+    from onnxfi.cli.terminal import print_json, print_note
+
+    found = plan_protection(
+        store, budget, protections, data=data, rate=rate, out=out, workers=workers, allow_code=allow_code
+    )
+    if as_json:
+        print_json(found.document())
+        return
+    _print(found, out)
+    for note in found.notes:
+        print_note(note)
+
+
+def _print(found: PlannedProtection, out: Path | None) -> None:
+    from onnxfi.cli.terminal import print_line, table
+
+    rows = [_row(part) for part in sorted(found.parts, key=lambda part: -part.before)]
+    table(
+        f"{found.label} of one fault in {found.kind}, by layer",
+        ("Layer", ">Bits", ">Before (%)", "Protection", ">After (%)", ">Bytes", ">Macs"),
+        rows,
+    )
+    spent = [
+        f"{cost:,.0f} {name}" + ("" if limit == float("inf") else f" of {limit:,.0f}")
+        for cost, limit, name in zip(found.costs, found.budget, ("bytes", "macs"), strict=True)
+    ]
+    print_line(f"cost: {', '.join(spent)}")
+    choice = found.choice
+    if choice.exact:
+        print_line("no other choice of these protections leaves less on the choosing half")
+    else:
+        print_line(
+            f"chosen greedily: {100 * choice.remaining:.4g} % remain on the choosing half, no choice can leave less than "
+            f"{100 * choice.bound:.4g} %"
+        )
+    texts = [_interval(i) for i in (found.unprotected, found.forecast)]
+    print_line(f"unprotected: {texts[0]}")
+    print_line(f"forecast:    {texts[1]}, {100 * found.forecast.confidence:.4g} %, from {found.trials:,} trials")
+    if out is not None:
+        print_line(f"wrote {out}")
+        quoted = shlex.quote(str(out))
+        if found.plan.graph:
+            print_line(f"next: onnxfi protect MODEL --plan {quoted} -o protected.onnx")
+        if found.plan.memory:
+            print_line(f"next: onnxfi run MODEL --memory-code {quoted} --single --trials 4000")
+
+
+def _row(part: PlannedPart) -> tuple[str, ...]:
+    option = part.protection
+    costs = ("", "") if option is None else tuple(f"{cost:,.0f}" for cost in option.costs)
+    name = "-" if option is None else option.protection
+    return part.part, f"{part.bits:,}", f"{100 * part.before:.3g}", name, f"{100 * part.after:.3g}", *costs
+
+
+def _interval(i: object) -> str:
+    from onnxfi.statistics.intervals import Interval
+
+    assert isinstance(i, Interval)
+    return f"{100 * i.estimate:.3g} % [{100 * i.low:.3g}, {100 * i.high:.3g}]"
