@@ -173,6 +173,7 @@ def _next_place(model: Model, layers: set[str], rows: dict[str, Activation], pla
 def merged(options: Sequence[ProtectionOption]) -> list[tuple[str, bool, tuple[str, ...]]]:
     """Return the options as one entry a protection, in the order in which a model takes them: detectors first.
 
+    >>> from dataclasses import replace
     >>> one = ProtectionOption("a", "secded", True, ("a.w",), (8.0, 0.0))
     >>> merged([one, replace(one, part="b", names=("b.w",))])
     [('secded', True, ('a.w', 'b.w'))]

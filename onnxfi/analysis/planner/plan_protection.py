@@ -160,8 +160,8 @@ def plan_protection(
     ...     campaign = Campaign(
     ...         "models/fashion_cnn.onnx", "models/fashion_test.npz", samples=20, single=True, trials=120, bits="30")
     ...     results = list(run(campaign, folder + "/store.db"))
-    ...     found = plan_protection(folder + "/store.db", "bytes=2000", ["secded", "tmr:top=2"])
-    >>> found.costs[0] <= 2000, found.forecast.estimate <= found.unprotected.estimate
+    ...     found = plan_protection(folder + "/store.db", "bytes=1%", ["mset", "secded"])
+    >>> found.costs[0] <= 4277, found.forecast.estimate <= found.unprotected.estimate
     (True, True)
     """
     if out is not None:
