@@ -50,7 +50,7 @@ def pool(name: str, most: int, folder: Path) -> None:
             pass
         with Store.open(store) as opened:
             for row in opened.rows():
-                values[(row.trial - 1) % len(made.strata)].append(float(row.metrics["sdc1"]))
+                values[row.stratum].append(float(row.metrics["sdc1"]))
     strata = [
         {
             "part": stratum.layer, "field": bit_field_label(stratum.label, stratum.layer),

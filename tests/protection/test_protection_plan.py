@@ -71,7 +71,11 @@ def test_a_plan_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
         (ProtectionPlan("a" * 64, clip), (), "the plan is for the model aaaaaaaaaaaa"),
         (ProtectionPlan(model.digest, (), memory), (), "protects in memory alone"),
         (ProtectionPlan(model.digest, clip), ("nan-filter",), "leave out --with"),
-        (ProtectionPlan(model.digest, (GraphEntry("clip-weights", ("gone",)),)), (), "matches no weight of the main graph"),
+        (
+            ProtectionPlan(model.digest, (GraphEntry("clip-weights", ("gone",)),)),
+            (),
+            "matches no weight of the main graph",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             protect(model, protections, out, plan=plan)

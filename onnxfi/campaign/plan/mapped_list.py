@@ -124,7 +124,7 @@ def write_trials(
         The list to write.
     """
     made = replace(
-        header, model=onto.model.digest, file=models[1], strata=(),
+        header, model=onto.model.digest, file=models[1], strata=(), added=0,
         activations=None if header.activations is None else onto.activation_space,
     )  # fmt: skip
     there = {t.id: t for t in onto.targets}
