@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, GroupedCommand, OutputFile, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, GroupedCommand, OutputFile, run_options
 
 if TYPE_CHECKING:
     from onnxfi.protection.protect import Protected
