@@ -31,6 +31,7 @@ _NAMES = {
     "analysis.planner.plan_protection": ("PlannedProtection", "plan_protection"),
     "campaign.exhaustive.class_run": ("class_outcomes",),
     "campaign.exhaustive.class_table": ("ClassTable", "read_class_table"),
+    "attacks.rowhammer": ("rowhammer",),
     "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
     "campaign.gate.check": ("Checked",),
     "campaign.report.compare": ("Comparison",),
@@ -58,6 +59,7 @@ _NAMES = {
     "tasks.evaluation": ("evaluate", "evaluate_pipeline"),
     "protection.protect": ("Protected", "protect"),
     "protection.protection_plan": ("ProtectionPlan", "load_protection_plan"),
+    "runtime.inject.fault_map_import": ("import_fault_map",),
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
     "runtime.pipeline.open_pipeline": ("open_pipeline",),
@@ -124,6 +126,7 @@ __all__ = [
     "expose_neurons",
     "fault_models",
     "fit",
+    "import_fault_map",
     "inject",
     "inject_activations",
     "inspect",
@@ -147,6 +150,7 @@ __all__ = [
     "read_class_table",
     "replay",
     "report",
+    "rowhammer",
     "run",
     "sample",
     "undo",
@@ -161,6 +165,7 @@ if TYPE_CHECKING:
     from onnxfi.analysis.manifest import manifest, verify
     from onnxfi.analysis.model_diff import diff
     from onnxfi.analysis.planner.plan_protection import PlannedProtection, plan_protection
+    from onnxfi.attacks.rowhammer import rowhammer
     from onnxfi.campaign.exhaustive.class_run import class_outcomes
     from onnxfi.campaign.exhaustive.class_table import ClassTable, read_class_table
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
@@ -190,6 +195,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.engine.registry import engine_of
     from onnxfi.runtime.inject.activations import inject_activations, instrument
     from onnxfi.runtime.inject.drawn_inputs import draw_fault_inputs
+    from onnxfi.runtime.inject.fault_map_import import import_fault_map
     from onnxfi.runtime.inject.inspection import inspect_activations
     from onnxfi.runtime.inject.neurons import expose_neurons
     from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "campaign", "attacks", "analysis", "cli")
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
+    "faults": ("", "hardware"),
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
     "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "certain", "pipeline"),
     "tasks": ("", "kinds"),

@@ -184,10 +184,15 @@ def test_the_version_is_that_of_the_package() -> None:
 
 #: The functions of each verb, and its flags that are no parameters there: the answer is a value, which has them as methods
 #: or fields, or the value that is given holds them.
+#: Flags that are short for a `fault`.
+HARDWARE = {"fault_map", "memory_layout", "array"}
 TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "convert": ((convert,), {"factory", "input_shape", "opset"}),
     "inspect": ((onnxfi.inspect,), set()),
-    "inject": ((onnxfi.sample, onnxfi.inject, onnxfi.inject_activations, onnxfi.replay, onnxfi.undo), {"undo"}),
+    "inject": (
+        (onnxfi.sample, onnxfi.inject, onnxfi.inject_activations, onnxfi.replay, onnxfi.undo),
+        {"undo", *HARDWARE},
+    ),
     "eval": ((onnxfi.evaluate,), set()),
     "instrument": ((onnxfi.instrument, onnxfi.expose_neurons), set()),
     "quantize": ((onnxfi.quantize, onnxfi.Recipe), set()),
@@ -198,10 +203,10 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "census": ((onnxfi.census,), {"csv_file"}),
     "fit": ((onnxfi.fit,), set()),
     "plan-protection": ((onnxfi.plan_protection,), set()),
-    "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times"}),
+    "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times", *HARDWARE}),
     "run": (
         (onnxfi.run, onnxfi.class_outcomes),
-        {"source", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster"},
+        {"source", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster", *HARDWARE},
     ),
     "report": (
         (onnxfi.report,),
@@ -225,6 +230,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "manifest": ((onnxfi.manifest,), {"out"}),
     "verify": ((onnxfi.verify,), {"manifest_file"}),
     "diff": ((onnxfi.diff,), {"other", "save_faults", "repair"}),
+    "rowhammer": ((onnxfi.rowhammer, onnxfi.load), {"save_faults"}),
     "check": ((onnxfi.check,), {"out", "junit", "markdown", "write_budget", "force", "time_s"}),
 }
 #: Verbs about the program itself, and the one that prints a row of `Report.details`.

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, LINKS, MEMORY, NEURONS, PATH, STAGE, run_options, select_options
+from onnxfi.cli.options import (
+    CODE,
+    HARDWARE,
+    LINKS,
+    MEMORY,
+    NEURONS,
+    PATH,
+    STAGE,
+    hardware_fault,
+    run_options,
+    select_options,
+)
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
@@ -23,6 +35,8 @@ _TRIALS = (
     click.option("--ber", metavar="RATES", help="Sweep over bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."),
     click.option("--added", type=float, multiple=True, metavar="RATE", help="Rate of the sweep that its store got later, in that order; run sets it where it extends a store. Repeatable."),
     click.option("--per-sample", metavar="RATES", help="Sweep over activations: with this probability one fault (SEU) in each sample."),
+    click.option("--voltage", metavar="V,V,…", help="Sweep over voltages of a fault map (--fault-map), as 0.8,0.76,0.72: the cells that fail at one fail at every lower one."),
+    click.option("--temperature", metavar="T,T,…", help="Sweep over temperatures of a fault map, as 25,85."),
     click.option("--repeat", type=int, default=10, metavar="N", show_default=True, help="Trials at each rate of a sweep, or of a mix."),
     click.option("--single", is_flag=True, help="One fault per trial: --trials of them, or as many as --margin needs."),
     click.option("--trials", type=int, metavar="N", help="With --single: number of trials."),
@@ -40,6 +54,7 @@ _TRIALS = (
     click.option("--faults", metavar="FILE", help="Replay a fault list, trial by trial."),
     click.option("--mix", multiple=True, metavar="PART", help="Combine draws in each trial, as 'fault: flip, ber: 1e-6, include: conv'. Repeatable."),
     click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model (flip, stuck-at-0, …), as in onnxfi inject."),
+    *HARDWARE,
     click.option("--target", default="weights", show_default=True, metavar="TARGETS", help="Inject into weights, activations (outputs of nodes), inputs, or kv-cache (of --task generation); a list with commas."),
     click.option("--persistence", type=click.Choice(["transient", "from", "permanent"]), default="transient", show_default=True, help="Duration of a fault in an activation: transient (one sample and step), from (from a step on) or permanent (stuck-at)."),
     click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers)."),
@@ -69,7 +84,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     """Return the campaign of the source and the flags; flags override the spec."""
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.designs import chosen_design
-    from onnxfi.campaign.spec.flat_fields import flat_fields, parse_rates
+    from onnxfi.campaign.spec.flat_fields import flat_fields, parse_numbers, parse_rates
     from onnxfi.campaign.spec.pipeline_file import names_pipeline
     from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part
     from onnxfi.cli.terminal import print_note
@@ -84,11 +99,14 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     parsers: dict[str, Callable[[Any], Any]] = {
         "ber": parse_rates,
         "per_sample": lambda text: parse_rates(text, "per_sample"),
+        **{name: partial(parse_numbers, name=name) for name in ("voltage", "temperature")},
         "target": _split_list,
         "due": _split_list,
         "mix": lambda texts: tuple(map(parse_mix_part, texts)),
         "memory_code": _memory_code,
     }
+    if fault := hardware_fault(flags, given="fault" in explicit):
+        explicit["fault"] = fault
     explicit |= {name: parse(explicit[name]) for name, parse in parsers.items() if name in explicit}
     if source.suffix.lower() in (".yaml", ".yml") and not names_pipeline(source):
         return load_spec(source, allow_code=flags["allow_code"], instead=explicit).with_fields(**explicit)
@@ -98,7 +116,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
         return Campaign(**{"model": _model_of(source), "faults": source, **explicit})
     if chosen_design(explicit) is None:
         raise SpecError(
-            "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, "
+            "the campaign has no trials; give --ber RATES, --per-sample RATES, --voltage V,V, --single with --trials or --margin, "
             "--adaptive, --exhaustive, --mix PART, or --faults FILE"
         )
     return Campaign(**{"model": source, **explicit})

@@ -21,7 +21,7 @@ from onnxfi.cli.completion import answered
 COMMANDS = (
     *("convert", "inspect", "census", "inject", "eval", "instrument", "quantize", "protect", "compare"),
     *("assess", "attack", "plan", "run", "report", "fit", "plan-protection", "show", "merge", "check"),
-    *("manifest", "verify", "diff"),
+    *("manifest", "verify", "diff", "rowhammer"),
     *("demo", "doctor", "completion", "help"),
 )
 #: Address space that importing numpy and onnx takes, with a margin.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from onnxfi.cli import options
 from onnxfi.cli.instrument import activation_options
@@ -42,6 +43,10 @@ _MAX_LISTED = 10_000
     metavar="P",
     help="With --target activations or inputs: one fault (SEU) in each sample of a batch with probability P.",
 )
+@click.option("--voltage", type=float, metavar="V", help="With --fault-map: the cells that fail at this voltage.")
+@click.option(
+    "--temperature", type=float, metavar="T", help="With --fault-map: the cells that fail at this temperature."
+)
 @click.option("--per-tensor", is_flag=True, help="With --count: N sites in each tensor.")
 @click.option(
     "--site",
@@ -57,8 +62,9 @@ _MAX_LISTED = 10_000
     default="flip",
     show_default=True,
     metavar="FAULT",
-    help="Fault model: flip (SEU), burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, pattern:file=PATTERN.json.",
+    help="Fault model: flip (SEU), burst:k=3, flip-mask:word=0x3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, cluster:rows=2,cols=2, asymmetric-flip:up=1,down=0.1, stuck-pixel:value=1, stuck-line:value=0, salt-pepper:low=0,high=1, pixel-flip:bits=8, intermittent:on=0.1,off=0.5, pattern:file=PATTERN.json, distribution:file=TABLE.json.",
 )
+@options.add_options(options.HARDWARE)
 @select_options
 @click.option(
     "--target",
@@ -93,7 +99,7 @@ _MAX_LISTED = 10_000
 def command(model: Path, as_json: bool, **flags: Any) -> None:
     """Inject faults into MODEL and write the faulty model; with --data, run both and compare their metrics.
 
-    Exactly one of --ber, --count, --site, --faults and --per-sample chooses the faulty sites.
+    Exactly one of --ber, --count, --site, --faults, --per-sample, --voltage and --temperature chooses the faulty sites.
 
     \b
     onnxfi inject model.onnx --ber 1e-6
@@ -103,6 +109,8 @@ def command(model: Path, as_json: bool, **flags: Any) -> None:
     onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
     onnxfi inject pipeline.yaml --stage reader --ber 1e-6 --data images.npz
     """
+    explicit = click.get_current_context().get_parameter_source("fault") is not ParameterSource.DEFAULT
+    flags["fault"] = options.hardware_fault(flags, given=explicit) or flags["fault"]
     _check_flags(flags)
     if flags["target"] != "weights":
         from onnxfi.cli.inject_activations import inject_activations
@@ -151,11 +159,11 @@ def command(model: Path, as_json: bool, **flags: Any) -> None:
 
 
 def _check_flags(flags: dict[str, Any]) -> None:
-    names = ("ber", "count", "faults", "per_sample")
+    names = ("ber", "count", "faults", "per_sample", "voltage", "temperature")
     modes = [name for name in names if flags[name] is not None] + ["site"] * bool(flags["sites"])
     if len(modes) != 1:
         text = " and ".join("--" + mode.replace("_", "-") for mode in modes) or "none"
-        raise click.UsageError(f"give exactly one of --ber, --count, --site and --faults; given: {text}")
+        raise click.UsageError(f"give exactly one of --ber, --count, --site, --faults and --voltage; given: {text}")
     for flag, needs in (("per_tensor", "count"), ("undo", "faults")):
         if flags[flag] and flags[needs] is None:
             raise click.UsageError(f"--{flag.replace('_', '-')} requires --{needs}")
@@ -195,7 +203,7 @@ def _draw_faults(model: Model, flags: dict[str, Any]) -> Sample:
             ber = float(flags["ber"])
         except ValueError:
             raise click.UsageError(f"--ber must be a number from 0 to 1, as 1e-6, got {flags['ber']!r}") from None
-    names = ("count", "per_tensor", "sites", "fault", "seed")
+    names = ("count", "per_tensor", "sites", "voltage", "temperature", "fault", "seed")
     return sample(model, ber=ber, selector=options.selector_of(flags), **{name: flags[name] for name in names})
 
 
@@ -221,6 +229,7 @@ def _print(
 ) -> None:
     from onnxfi.cli.terminal import count, print_comparison, print_line, table, value_change
     from onnxfi.faults.faultlist import fault_row
+    from onnxfi.faults.trials import CONDITION_SAMPLERS
 
     drawn, header = done.sample, done.sample.header
     if restored:
@@ -228,7 +237,13 @@ def _print(
         return
     sampler = header.sampler
     rate = (
-        f"at a rate of {sampler.rate:g} per {header.unit}" if sampler.kind == "ber" else f"{sampler.kind} {sampler.n:,}"
+        f"{sampler.kind} {sampler.rate:g}"
+        if sampler.kind in CONDITION_SAMPLERS
+        else (
+            f"at a rate of {sampler.rate:g} per {header.unit}"
+            if sampler.kind == "ber"
+            else f"{sampler.kind} {sampler.n:,}"
+        )
     )
     print_line(f"{model}: {header.fault}, {rate}, seed {sampler.seed}")
     spread = f", in {count(drawn.faults.word_count, 'word')}" if drawn.faults.word_count != drawn.drawn else ""

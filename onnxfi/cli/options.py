@@ -144,6 +144,8 @@ _GROUPS = {
             "ber",
             "added",
             "per_sample",
+            "voltage",
+            "temperature",
             "count",
             "per_tensor",
             "sites",
@@ -171,6 +173,9 @@ _GROUPS = {
     ),
     "Faults": (
         "fault",
+        "fault_map",
+        "memory_layout",
+        "array",
         "target",
         "persistence",
         "all",
@@ -233,6 +238,12 @@ MEMORY = (
     click.option("--memory-code", metavar="CODE", help="Code of the memory that holds the weights: parity, secded, tmr, mset or cep, with parameters as secded:bits=32; over some of them as secded@conv1,conv2;mset@fc*, or the file of a protection plan. In a sweep its check bits have faults too."),
     click.option("--scrub-interval", type=float, default=1.0, show_default=True, metavar="SHARE", help="With --memory-code: share of the time after which errors are corrected in memory, as 0.01; 1: never."),
 )  # fmt: skip
+#: Faults of hardware that a file or a description of it gives, each the text form of a fault model after its name.
+HARDWARE = (
+    click.option("--fault-map", metavar="MAP.json", help="Cells of a measured memory that fail at a voltage or temperature: --fault fault-map:file=MAP.json, also with its parameters, as MAP.json,instance=0."),
+    click.option("--memory-layout", metavar="LAYOUT.json", help="Where the model's files lie in memory, and which part of it fails: --fault memory:file=LAYOUT.json, also with its parameters, as LAYOUT.json,part=row,effect=stuck-at-0 (page, row, column, bank, chip, lane, word-line)."),
+    click.option("--array", metavar="rows=R,cols=C,…", help="Bad processing element of a systolic array, with --target activations: --fault array:rows=16,cols=16,dataflow=ws (ws, os or is: what is stationary), lasts=permanent (tile, cycle), effect=flip (stuck-at-0, stuck-at-1), pe=3.5."),
+)  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 
@@ -255,6 +266,20 @@ def select_options(function: Decorated) -> Decorated:
 def run_options(function: Decorated) -> Decorated:
     """Add the options of data and engine."""
     return add_options((*_DATA, *_ENGINE))(function)
+
+
+def hardware_fault(flags: Mapping[str, Any], *, given: bool) -> str | None:
+    """Return the fault model that the flags of hardware describe, None if there is none."""
+    texts = {
+        "fault_map": "fault-map:file=",
+        "memory_layout": "memory:file=",
+        "array": "array:",
+    }
+    named = [name for name in texts if flags.get(name) is not None]
+    if len(named) + given > 1:
+        flagged = " and ".join("--" + name.replace("_", "-") for name in [*named, *["fault"] * given])
+        raise click.UsageError(f"{flagged} each say what a fault is; give one of them")
+    return texts[named[0]] + flags[named[0]] if named else None
 
 
 def selector_of(flags: Mapping[str, Any]) -> Selector:

@@ -2,7 +2,7 @@
 
 A fault model says how one fault event changes one stored word or activation. Models are frozen and written as
 `NAME[:key=value,…]`, the same string on the command line, in files and in Python. onnxfi's own are in `models.py`,
-`neuron_models.py` and `patterns.py`; `registry.py` lists them all.
+`neuron_models.py`, `patterns.py` and `hardware/`; `registry.py` lists them all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultError, InputError, closest
 from onnxfi.extensions import load_extension_class
 from onnxfi.faults.words import Mask, Word, Words
+
+if TYPE_CHECKING:
+    from onnxfi.faults.sites import Sites, Target
 
 Bits = NDArray[np.int16]
 #: Entry point group by which packages offer fault models.
@@ -50,8 +53,16 @@ class FaultModel:
         Text forms that the tests run.
     multi_element : bool
         True if one event affects several elements: `elements` lists them, `element_model` acts on each.
+    composite : bool
+        True if one event gives faults with models of their own, maybe in several targets: `spread` draws them.
+    spans_targets : bool
+        True if the faults of one event lie in several targets.
+    operators : tuple of str
+        Operators whose outputs are selected if a selection names none.
     depends_on_tensor : bool
         True if the effect depends on the numbers of the whole tensor; `for_tensor` then gives the model for it.
+    condition : {"", "voltage", "temperature"}
+        What the sites of the model depend on in place of a rate.
     overwrites : bool
         True if the faulty word does not depend on the original one.
 
@@ -78,8 +89,12 @@ class FaultModel:
     self_inverse: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]] = ()
     multi_element: ClassVar[bool] = False
+    composite: ClassVar[bool] = False
+    spans_targets: ClassVar[bool] = False
+    operators: ClassVar[tuple[str, ...]] = ()
     depends_on_tensor: ClassVar[bool] = False
     overwrites: ClassVar[bool] = False
+    condition: ClassVar[str] = ""
 
     @property
     def element_model(self) -> FaultModel:
@@ -89,6 +104,36 @@ class FaultModel:
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return True if a tensor of this shape (in words) has sites for the event."""
         return True
+
+    def fits(self, target: Target) -> bool:
+        """Return True if a target has sites for the event; SelectorError for one that it contradicts."""
+        return self.applies_to(target.axes)
+
+    def spread(
+        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
+    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+        """Return the faults of composite events: their sites, and the model of each.
+
+        Parameters
+        ----------
+        targets : tuple of Target
+            The selected targets, to which the sites refer by number.
+        sites : Sites
+            Site of each event.
+        raw : ndarray of uint64, shape (n,)
+            One raw random word for each event; `sampling.derive` gives further ones.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is composite and does not say which faults it gives")
+
+    def expected(self, population: int, at: float) -> float:
+        """Return the expected number of faulty sites under a `condition`, a voltage or temperature."""
+        raise NotImplementedError(f"{type(self).__name__} has no cells that fail at {at:g}")
+
+    def failing_sites(
+        self, population: int, at: float, seed: int, stream: int
+    ) -> tuple[NDArray[np.uint64], tuple[FaultModel, ...]]:
+        """Return the numbers of the sites that fail under a `condition`, ascending, and the model of each."""
+        raise NotImplementedError(f"{type(self).__name__} has no cells that fail at {at:g}")
 
     def elements(self, shape: tuple[int, ...], index: int) -> NDArray[np.int64]:
         """Return the flat indices that an event at element `index` of a tensor of this shape affects."""

@@ -23,15 +23,29 @@ from onnxfi.errors import FaultError, FaultListError, InputError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import ActivationSpace
-from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Sites, Target, fault_time
-from onnxfi.faults.trials import RATE_SAMPLERS, SAMPLERS, Fault, Faults, Sampler, concatenate, draw_faults, json_value
+from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Site, Sites, Target, fault_time
+from onnxfi.faults.trials import (
+    CONDITION_SAMPLERS,
+    RATE_SAMPLERS,
+    SAMPLERS,
+    Fault,
+    Faults,
+    Sampler,
+    concatenate,
+    draw_faults,
+    faults_of_event,
+    json_value,
+)
 from onnxfi.faults.words import Word
 
 FORMAT = "onnxfi-fault-list"
 VERSION = 1
 #: Trials with more faults than this are written as a recipe.
 MAX_LINES = 1000
+#: Recipe of a single composite event whose faults are more than that.
+EVENT = "event"
 LONGEST_LINE = 1 << 28
+_RATES = (*RATE_SAMPLERS, *CONDITION_SAMPLERS)
 
 
 @cache
@@ -86,7 +100,7 @@ class Header:
     def line(self) -> str:
         """Return the header as one line of JSON."""
         sampler: dict[str, Any] = {"kind": self.sampler.kind}
-        sampler |= {"rate": self.sampler.rate} if self.sampler.kind in RATE_SAMPLERS else {"n": self.sampler.n}
+        sampler |= {"rate": self.sampler.rate} if self.sampler.kind in _RATES else {"n": self.sampler.n}
         chosen = asdict(self.selector)
         if not self.selector.role:  # optional, so that older readers take the lists that do not need it
             del chosen["role"]
@@ -180,10 +194,20 @@ def trial_lines(trial: int, faults: Faults, how: Sampler, ordinals: Sequence[int
         return
     row: dict[str, Any] = {"trial": trial, "sampler": how.kind}
     row |= {"rate": how.rate} if how.kind in RATE_SAMPLERS else {"per": how.n}
-    row |= {"seed": how.seed, "n": len(faults), "sha256": sites_digest(faults, ordinals)}
+    row |= {"rate": how.rate} if how.kind in CONDITION_SAMPLERS else {}
+    yield _recipe(row, faults, how.seed, ordinals)
+
+
+def event_line(trial: int, site: Site, faults: Faults, seed: int, ordinals: Sequence[int]) -> str:
+    """Return the recipe of one composite event: its site, from which its faults follow."""
+    return _recipe({"trial": trial, "sampler": EVENT, "site": str(site)}, faults, seed, ordinals)
+
+
+def _recipe(row: dict[str, Any], faults: Faults, seed: int, ordinals: Sequence[int]) -> str:
+    row |= {"seed": seed, "n": len(faults), "sha256": sites_digest(faults, ordinals)}
     if faults.before is not None and not (len(faults.models) == 1 and faults.models[0].self_inverse):
         row["before"] = base64.b64encode(zlib.compress(faults.before.astype("<u8").tobytes(), 6)).decode()
-    yield json.dumps(row, allow_nan=False)
+    return json.dumps(row, allow_nan=False)
 
 
 def sites_digest(faults: Faults, ordinals: Sequence[int]) -> str:
@@ -300,15 +324,12 @@ class LineReader:
         where = f"{self.where}, line {row['#']}"
         model = parse_fault(self.header.fault)
         try:
-            if row["sampler"] not in SAMPLERS[:-1]:
+            if row["sampler"] not in (*SAMPLERS[:-1], EVENT):
                 raise FaultListError(f"{where}: unknown sampler {row['sampler']!r}")
             if (row["sampler"], row.get("per"), row["n"]) == ("count", 0, 0):
                 return Faults(self.targets, _NO_SITES, (model,))
-            how = Sampler(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
             space = self.space() if self.space else self.header.selector.space(self.targets, model)
-            if how.expected_count(space) > 2 * int(row["n"]) + 1000:
-                raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it states")
-            faults = draw_faults(space, how, model, int(row["trial"]))
+            faults = self._drawn(row, space, model, where)
             ordinals = np.array([self._known[t.id] for t in space.targets], np.int64)
             faults = replace(
                 faults,
@@ -334,6 +355,15 @@ class LineReader:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, zlib.error, InputError) as error:
             raise FaultListError(f"{where}: the recipe is damaged: {_say(error)}") from None
+
+    def _drawn(self, row: dict[str, Any], space: FaultSpace, model: FaultModel, where: str) -> Faults:
+        """Return what a recipe draws, over the targets of the space."""
+        if row["sampler"] == EVENT:
+            return faults_of_event(str(row["site"]), space, model, int(row["seed"]), int(row["trial"]))
+        how = Sampler(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
+        if how.expected_count(space) > 2 * int(row["n"]) + 1000:
+            raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it states")
+        return draw_faults(space, how, model, int(row["trial"]))
 
     def _read(self, rows: list[dict[str, Any]]) -> Faults:
         models: dict[str, FaultModel] = {}

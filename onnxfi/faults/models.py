@@ -66,6 +66,29 @@ class Burst(FaultModel):
 
 
 @dataclass(frozen=True)
+class FlipMask(FaultModel):
+    """Flip of several bits of one word, anywhere in it: those that are 1 in `word`.
+
+    Stands for a multi-bit upset whose bits are not neighbours; what a distribution draws is written in this form.
+    """
+
+    word: int = 1
+    name = "flip-mask"
+    self_inverse = True
+    examples = ("flip-mask:word=0x3",)
+
+    def __post_init__(self) -> None:
+        """Check the parameter."""
+        _require(0 <= self.word < 1 << 64, self.name, "word", hex(self.word), "a word from 0x0 on")
+
+    def mask(self, word: Word, bit: int) -> Mask:
+        """Return the mask that flips the bits; FaultError if the format is narrower."""
+        if self.word > word.full:
+            raise FaultError(f"flip-mask: {self.word:#x} has more than the {word.bits} bits of {word.name}")
+        return Mask(word.full, self.word)
+
+
+@dataclass(frozen=True)
 class StuckAt0(FaultModel):
     """Stuck-at-0 fault: one bit reads 0 whatever was stored.
 
@@ -298,7 +321,7 @@ class Noise(FaultModel):
 
 
 BUILT_IN: tuple[type[FaultModel], ...] = (
-    *(Flip, Burst, StuckAt0, StuckAt1),
+    *(Flip, Burst, FlipMask, StuckAt0, StuckAt1),
     *(SetWord, RandomWord, Zero, SignFlip, Set, Scale, RandomScale, Add, Noise),
 )
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from onnxfi.faults.fault_model import FaultModel, parse_model, with_installed
 from onnxfi.faults.models import BUILT_IN
 from onnxfi.faults.neuron_models import NEURON_MODELS
 from onnxfi.faults.patterns import Pattern
+
+#: Fault models of `faults/hardware/` by module: loaded as those of other packages are, when models are asked for.
+_HARDWARE = {
+    "cells": ("Cluster", "AsymmetricFlip"),
+    "sensors": ("StuckPixel", "StuckLine", "SaltPepper", "PixelFlip"),
+    "distribution": ("Distribution",),
+    "fault_map": ("FaultMap",),
+    "array": ("Array",),
+    "memory_faults": ("MemoryPart",),
+    "intermittent": ("Intermittent",),
+}
 
 
 @cache
@@ -28,9 +40,16 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     Examples
     --------
     >>> sorted(fault_models())[:3]
-    ['add', 'burst', 'dead']
+    ['add', 'array', 'asymmetric-flip']
     """
-    return with_installed((*BUILT_IN, *NEURON_MODELS, Pattern))
+    return with_installed((*BUILT_IN, *NEURON_MODELS, Pattern, *_of_hardware()))
+
+
+def _of_hardware() -> Iterator[type[FaultModel]]:
+    """Load the fault models of the room above, which is built on these."""
+    for module, names in _HARDWARE.items():
+        loaded = importlib.import_module(f"{__package__}.hardware.{module}")
+        yield from (getattr(loaded, name) for name in names)
 
 
 def parse_fault(text: str) -> FaultModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,11 @@ class Target:
         Location (file, start, end) if another target shares some of its bytes.
     positions : Positions, optional
         The positions that exist at each step of a generation loop; None if every element exists at all times.
+    gemm : tuple of int
+        Of an output of a matrix product: the axis of its channels, from the end, and its groups.
+    stored : tuple of int
+        Of a stored tensor in one run of bytes: the number of its file (0: the model, then its external data in order),
+        and the offset of its first byte.
     unused : bool
         True if no output of the model depends on it; it is left out unless named.
 
@@ -107,6 +112,8 @@ class Target:
     span: tuple[int, ...] = ()
     unused: bool = False
     positions: Positions | None = None
+    gemm: tuple[int, ...] = ()
+    stored: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -270,6 +277,14 @@ class Sites:
         """Return the sites of these rows (numbers, a mask or a slice), in that order."""
         times = None if self.times is None else self.times[rows]
         return Sites(self.target[rows], self.index[rows], self.bit[rows], times)
+
+    def moved(
+        self, rows: Sequence[int], index: Sequence[int], bit: Sequence[int], target: Sequence[int] | None = None
+    ) -> Sites:
+        """Return sites at the times of these rows, with elements, bits, and maybe targets of their own."""
+        kept = self.pick(np.array(rows, np.int64))
+        moved = replace(kept, index=np.array(index, np.int64), bit=np.array(bit, np.int16))
+        return moved if target is None else replace(moved, target=np.array(target, np.int64))
 
     def times_or_all(self) -> NDArray[np.int64]:
         """Return `times`, or all samples and steps if there are none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -118,6 +118,10 @@ class Selector:
     bits: str = ""
     elements: str = ""
     role: tuple[str, ...] = ()
+
+    def of_model(self, model: FaultModel) -> Selector:
+        """Return the selector with the operators of a fault model, if it names neither targets nor operators."""
+        return self if self.include or self.op or not model.operators else replace(self, op=model.operators)
 
     def selects(self, target: Target) -> bool:
         """Return True for a selected target; shapes, indices and unused ones only if `include` names them exactly."""
@@ -255,7 +259,7 @@ class FaultSpace:
                 held = [p for p in parts if isinstance(p, str) or p[1] < target.word.bits]
                 allowed = select_bits(held, target.word) if parts else range(target.word.bits)
                 places = tuple(b for b in allowed if b <= top)
-            chosen = _chosen(elements, target) if places and model.applies_to(target.axes) else 0
+            chosen = _chosen(elements, target) if places and model.fits(target) else 0
             if chosen:
                 rows.append((target, places, chosen))
         if model.unit == "word" and bits:

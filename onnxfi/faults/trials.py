@@ -26,7 +26,7 @@ from onnxfi.faults.words import Word, Words
 
 #: Faults that one trial may hold: some 50 bytes each in memory.
 MOST_FAULTS = 20_000_000
-SAMPLERS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
+SAMPLERS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "voltage", "temperature", "sites")
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,8 @@ def concatenate(parts: Sequence[Faults]) -> Faults:
 
 #: Kinds that have a rate.
 RATE_SAMPLERS = ("ber", "per-sample")
+#: Kinds whose rate is a voltage or temperature, at which the cells of a fault map fail.
+CONDITION_SAMPLERS = ("voltage", "temperature")
 
 
 def _samples(space: FaultSpace) -> int:
@@ -243,8 +245,9 @@ class Sampler:
     """Choice of sites: a kind, its number, and the seed.
 
     Kinds: `ber` (each site with probability `rate`), `count` (`n` different sites), `per-tensor` (`n` in each
-    target), `per-sample` (in each sample of the data, with probability `rate`, one site), `exhaustive` (all), `sites`
-    (those named).
+    target), `per-sample` (in each sample of the data, with probability `rate`, one site), `exhaustive` (all), `voltage`
+    and `temperature` (cells of a fault map that fail at `rate`; each of `n` trials in sequence has the same memory),
+    `sites` (those named).
     """
 
     kind: str
@@ -257,11 +260,15 @@ class Sampler:
             raise InputError(f"unknown sampler {self.kind!r}{closest(self.kind, SAMPLERS)}")
         if self.kind in RATE_SAMPLERS:
             sampling.check_rate(self.rate)
+        elif self.kind in CONDITION_SAMPLERS and not math.isfinite(self.rate):
+            raise InputError(f"{self.kind} {self.rate} is out of range; give a number, as 0.8")
         elif self.n < 0:
             raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
 
-    def expected_count(self, space: FaultSpace) -> float:
-        """Return the expected number of faults."""
+    def expected_count(self, space: FaultSpace, model: FaultModel | None = None) -> float:
+        """Return the expected number of faults; of a fault map it is known with the model."""
+        if self.kind in CONDITION_SAMPLERS:
+            return 0.0 if model is None else model.expected(space.size, self.rate)
         each = {"per-tensor": self.n * len(space.targets), "exhaustive": space.size}
         if self.kind == "per-sample":
             return self.rate * _samples(space)
@@ -290,14 +297,38 @@ def draw_faults(space: FaultSpace, how: Sampler, model: FaultModel, trial: int =
 
     `part` gives each of several draws in one trial random numbers of its own.
     """
+    if how.kind in CONDITION_SAMPLERS or model.condition:
+        return _failing_cells(space, how, model, trial)
     trial |= part << 56
     sites = space.locate(how.site_numbers(space, trial))
     return faults_at_sites(space.targets, sites, model, how.seed, trial)
 
 
+def _failing_cells(space: FaultSpace, how: Sampler, model: FaultModel, trial: int) -> Faults:
+    """Return the faults of the cells of a map that fail; InputError for another fault model, or another draw."""
+    check_condition(model, how.kind)
+    if model.expected(space.size, how.rate) > MOST_FAULTS:
+        raise InputError(f"more than {MOST_FAULTS:,} cells fail at {how.rate:g}; narrow the selection")
+    numbers, models = model.failing_sites(space.size, how.rate, how.seed, (trial - 1) // max(1, how.n))
+    return Faults(space.targets, space.locate(numbers), models or (model.element_model,), events=len(numbers))
+
+
+def check_condition(model: FaultModel, kind: str) -> None:
+    """Raise InputError unless a fault model and a kind of draw go together: maps at a voltage, others at a rate."""
+    if model.condition and kind != model.condition:
+        raise InputError(f"a fault map of {model.condition} says which cells fail; give {model.condition}, not {kind}")
+    if kind in CONDITION_SAMPLERS and not model.condition:
+        raise InputError(f"{kind} draws the cells of a fault map; give fault fault-map:file=MAP.json, not {model}")
+
+
 def faults_at_sites(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
     """Return the faults of events at these sites, with drawn parameters: one per site, or all that an event affects."""
     events = len(sites)
+    check_condition(model, "sites")
+    if model.composite:
+        raw = sampling.raw_words(seed, trial, sampling.VALUE, events)
+        sites, models = model.spread(targets, sites, raw)
+        return Faults(targets, sites, models or (model.element_model,), events=events)
     if model.multi_element:
         sites, model = _spread_out(targets, sites, model), model.element_model
     if not model.is_random:
@@ -308,13 +339,18 @@ def faults_at_sites(targets: tuple[Target, ...], sites: Sites, model: FaultModel
     return Faults(targets, sites, spent, events=events)
 
 
+def check_number(model: FaultModel, faults: int) -> None:
+    """Raise InputError for more faults than one trial can hold."""
+    if faults > MOST_FAULTS:
+        raise InputError(f"{model} changes more than {MOST_FAULTS:,} words in one trial; lower the rate or count")
+
+
 def _spread_out(targets: tuple[Target, ...], sites: Sites, model: FaultModel) -> Sites:
     reached, total = [], 0
     for target, index in zip(sites.target.tolist(), sites.index.tolist(), strict=True):
         reached.append(model.elements(targets[target].axes, index))
         total += len(reached[-1])
-        if total > MOST_FAULTS:
-            raise InputError(f"{model} changes more than {MOST_FAULTS:,} words in one trial; lower the rate or count")
+        check_number(model, total)
     lengths = np.array([len(r) for r in reached], np.int64)
     index = np.concatenate([np.zeros(0, np.int64), *reached])
     return replace(sites.pick(np.repeat(np.arange(len(sites)), lengths)), index=index)
@@ -364,6 +400,22 @@ def faults_at_named_sites(
     return faults_at_sites(tuple(targets), columns, model, seed, 1)
 
 
+def faults_of_event(text: str, space: FaultSpace, model: FaultModel, seed: int, trial: int) -> Faults:
+    """Return the faults of one event at a site of the space that is named; SelectorError if it has no such site."""
+    site = parse_site(text, space.targets)
+    if site not in space:
+        raise SelectorError(f"site {text[:80]!r} is not one of the list's")
+    ordinal = next(k for k, target in enumerate(space.targets) if target.id == site.target)
+    times = [fault_time(site.sample, site.step, onwards=site.onwards)]
+    sites = Sites(
+        np.array([ordinal], np.int64),
+        np.array([site.index], np.int64),
+        np.array([-1 if site.bit is None else site.bit], np.int16),
+        np.array(times, np.int64) if any(t.is_activation for t in space.targets) else None,
+    )
+    return faults_at_sites(space.targets, sites, model, seed, trial)
+
+
 def single_faults(
     space: FaultSpace, numbers: sampling.Numbers, model: FaultModel, seed: int, trials: Sequence[int]
 ) -> tuple[Faults, list[int]]:
@@ -371,8 +423,9 @@ def single_faults(
 
     Returns the faults, trial after trial, and the number of faults of each trial.
     """
+    check_condition(model, "single")
     sites = space.locate(numbers)
-    if not (model.is_random or model.element_model.is_random or model.multi_element):
+    if not (model.is_random or model.element_model.is_random or model.multi_element or model.composite):
         return Faults(space.targets, sites, (model,)), [1] * len(sites)
     rows = (slice(k, k + 1) for k in range(len(sites)))
     parts = [
@@ -414,16 +467,23 @@ def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
 def _apply(faults: Faults, rows: Any, before: Words) -> Words:
     after = np.zeros(len(rows), np.uint64)
     bits, target = faults.sites.bit[rows], faults.sites.target[rows]
-    if len(faults.models) > 1:
-        for k, row in enumerate(rows.tolist()):
-            word = faults.targets[int(target[k])].word
-            after[k] = faults.models[row].apply(word, before[k : k + 1], bits[k : k + 1])[0]
-        return after
     layouts = {word: k for k, word in enumerate(dict.fromkeys(t.word for t in faults.targets))}
     layout = np.array([layouts[t.word] for t in faults.targets], np.int64)[target]
-    for word, k in layouts.items():
-        here = layout == k
-        after[here] = faults.models[0].apply(word, before[here], bits[here])
+    models, which = [faults.models[0]], np.zeros(len(rows), np.int64)
+    if len(faults.models) > 1:
+        held = [faults.models[row] for row in rows.tolist()]
+        known = {id(model): model for model in held}  # by identity: a draw shares the models that it gives often
+        numbers = {name: k for k, name in enumerate(known)}
+        models = [*known.values()]
+        which = np.fromiter((numbers[id(model)] for model in held), np.int64, len(held))
+    place = np.lexsort((layout, which))
+    kinds = np.stack([which[place], layout[place]])
+    edges = np.flatnonzero((kinds[:, 1:] != kinds[:, :-1]).any(axis=0)) + 1
+    words = [*layouts]
+    for here in np.split(place, edges):
+        if len(here):
+            model, word = models[int(which[here[0]])], words[int(layout[here[0]])]
+            after[here] = model.apply(word, before[here], bits[here])
     return after
 
 

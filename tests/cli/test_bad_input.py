@@ -262,7 +262,7 @@ def test_files_without_permission(run: Run, place: Path, words: list[str]) -> No
 # inject: how much, where, what
 
 INJECT: dict[str, tuple[str, ...]] = {
-    "": ("give exactly one of --ber, --count, --site and --faults", "given: none", "onnxfi inject --help"),
+    "": ("give exactly one of --ber, --count, --site, --faults and --voltage", "given: none", "onnxfi inject --help"),
     "--ber 1e-3 --count 1": ("exactly one of", "given: --ber and --count"),
     "--ber 1e-3 --faults list.jsonl": ("exactly one of", "--ber and --faults"),
     "--count 1 --site w[0]:1": ("exactly one of", "--count and --site"),

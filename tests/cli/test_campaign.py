@@ -164,7 +164,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
     [
         (
             "run m.onnx",
-            "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, --adaptive, --exhaustive, --mix PART",
+            "the campaign has no trials; give --ber RATES, --per-sample RATES, --voltage V,V, --single with --trials or --margin, --adaptive, --exhaustive, --mix PART",
         ),
         ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
         ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),

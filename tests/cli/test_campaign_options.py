@@ -63,6 +63,9 @@ def test_flags_have_the_defaults_of_the_fields() -> None:
     known = {name: field.default for name, field in flat_fields(Campaign).items()}
     words = {name: ",".join(known[name]) for name in ("due", "target")}
     # --allow-code is of the command alone: no file can allow itself to run code.
-    base = known | {"ber": None, "per_sample": None, "mix": (), "faults": None, "allow_code": False} | words
+    shorthands = dict.fromkeys(("voltage", "temperature", "fault_map", "memory_layout", "array"))  # of a fault
+    base = (
+        known | shorthands | {"ber": None, "per_sample": None, "mix": (), "faults": None, "allow_code": False} | words
+    )
     assert found == {name: base[name] for name in found}
     assert set(known) - set(found) == {"model"}

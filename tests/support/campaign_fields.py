@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -9,6 +10,15 @@ from hypothesis import strategies as st
 from onnxfi.campaign.spec.designs import DESIGNS, FaultMixPart
 from onnxfi.campaign.spec.flat_fields import build
 from onnxfi.campaign.spec.settings import DUE
+from onnxfi.faults.registry import parse_fault
+
+_HARDWARE = Path(__file__).parents[2] / "examples" / "hardware"
+
+
+def _map(name: str) -> str:
+    """A fault map of the examples, as its spec writes it."""
+    return str(parse_fault(f"fault-map:file={_HARDWARE / name}.json"))
+
 
 SWEEP: dict[str, Any] = {"ber": (1e-6,)}
 SINGLE: dict[str, Any] = {"single": True, "margin": 0.25}
@@ -58,6 +68,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "elements": ("1:30", ["--elements", "1:30"], SWEEP),
     "role": (("weight", "scale"), ["--role", "weight", "--role", "scale"], SWEEP),
     "per_sample": ((0.25, 0.5), ["--per-sample", "0.25,0.5"], {"target": ("inputs",)}),
+    "voltage": ((0.8, 0.76), ["--voltage", "0.8,0.76"], {"fault": _map("sram_undervolting")}),
+    "temperature": ((45.0, 85.0), ["--temperature", "45,85"], {"fault": _map("dram_retention")}),
     "target": (("weights", "inputs"), ["--target", "weights,inputs"], SWEEP),
     "persistence": ("permanent", ["--persistence", "permanent"], {**SWEEP, "target": ("activations",)}),
     "all": (True, ["--all"], {**SWEEP, "target": ("activations",)}),

@@ -66,6 +66,8 @@ def faulty(model: FaultModel, word: Word, before: int, bit: int) -> int | None:
             for each in range(bit, bit + k):
                 before ^= 1 << each
             return before
+        case models.FlipMask(bits):
+            return before ^ bits if bits < 1 << word.bits else None
         case models.StuckAt0():
             return before & ~(1 << bit)
         case models.StuckAt1():

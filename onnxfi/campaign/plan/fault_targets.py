@@ -169,6 +169,7 @@ class FaultTargets:
     def space(self, selector: Selector, scope: FaultScope, event: FaultModel) -> FaultSpace:
         """Return the sites of a selection; SelectorError if there are none."""
         stored = self.model.targets if "weights" in scope.target else ()
+        selector = selector.of_model(event)
         if not scope.includes_activations:
             return selector.space(stored, event)
         candidates = [a for a in self._rolled(selector) if scope.includes(a.target)]

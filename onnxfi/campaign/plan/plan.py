@@ -29,14 +29,17 @@ from onnxfi.campaign.spec.designs import (
     PerSampleSweep,
     Replay,
     SingleFaults,
+    Sweep,
+    TemperatureSweep,
+    VoltageSweep,
 )  # fmt: skip
 from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.faultlist import FaultList, Header, LineReader, trial_lines
+from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, LineReader, event_line, trial_lines
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
-from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults, single_faults
+from onnxfi.faults.trials import CONDITION_SAMPLERS, Faults, Sampler, concatenate, draw_faults, single_faults
 from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
@@ -200,12 +203,13 @@ class Plan:
     def _drawn(self) -> Iterator[PlannedTrial]:
         """Trials of many faults: sweeps and mixes."""
         kind, seed, event = self.header.sampler.kind, self.header.sampler.seed, parse_fault(self.header.fault)
+        memories = len(self.strata) if kind in CONDITION_SAMPLERS else 0  # trials that share one
         for j in range(max(stratum.trials for stratum in self.strata)):
             for s, stratum in enumerate(self.strata):
                 if j >= stratum.trials:
                     continue
                 trial = self.header.number(j, s)
-                how = Sampler(kind, rate=stratum.ber or 0.0, seed=seed)
+                how = Sampler(kind, rate=stratum.ber or 0.0, n=memories, seed=seed)
                 faults = self._mixed(trial) if self._parts else draw_faults(stratum.space, how, event, trial)
                 ordinals = [self.fault_targets.by_id[t.id] for t in faults.targets]
                 placed = self.fault_targets.placed(faults)
@@ -249,11 +253,16 @@ class Plan:
         start = 0
         if not self.fault_targets.in_activations(faults).any():  # the words of all at once
             faults = self.fault_targets.placed(faults, each=True)
-        for trial, length in zip(trials, lengths, strict=True):
+        for number, trial, length in zip(numbers.tolist(), trials, lengths, strict=True):
             one = faults.pick(slice(start, start + length))
             if one.before is None:
                 one = self.fault_targets.placed(one, each=True)
-            yield _planned(trial, s, one, _text(trial, one, Sampler("sites"), ()))
+            if event.composite and length > MAX_LINES:
+                ordinals = [self.fault_targets.by_id[t.id] for t in one.targets]
+                text = event_line(trial, stratum.space[number], one, seed, ordinals)
+            else:
+                text = _text(trial, one, Sampler("sites"), ())
+            yield _planned(trial, s, one, text)
             start += length
 
     def _replayed(self, listed: FaultList) -> Iterator[PlannedTrial]:
@@ -317,6 +326,8 @@ def _in_words(design: Design, unit: str) -> str:
             return f"sweep, {design.repeat:,} trials at each of {len(design.rates):,} rates per {unit}"
         case PerSampleSweep():
             return f"sweep, {design.repeat:,} trials at each of {len(design.rates):,} rates per sample"
+        case VoltageSweep() | TemperatureSweep():
+            return f"sweep, {design.repeat:,} memories, each at {len(design.rates):,} {design.key}s"
         case FaultMix():
             return f"{len(design.mix)} draws together in each trial"
         case SingleFaults():
@@ -330,7 +341,7 @@ def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> b
     """Return True if a campaign has a trial for each worker, as far as known before its model is opened."""
     least = workers * (shard[1] if shard else 1)
     match campaign.design:
-        case BerSweep() | PerSampleSweep() as design:
+        case BerSweep() | PerSampleSweep() | VoltageSweep() | TemperatureSweep() as design:
             return design.repeat * len(design.rates) >= least
         case FaultMix(repeat=n) | SingleFaults(trials=int(n)):
             return n >= least
@@ -357,7 +368,7 @@ def _made(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
         return _replay(campaign, design.faults, fault_targets)
     strata = plan_strata(campaign, fault_targets)
     single = design.sampler == "count"
-    rate = design.rates[0] if isinstance(design, BerSweep | PerSampleSweep) else 0.0
+    rate = design.rates[0] if isinstance(design, Sweep) else 0.0
     how = Sampler(design.sampler, rate, int(single), design.seed)
     draw = FaultDraw() if isinstance(design, FaultMix) else design.draw
     event = parse_fault(draw.fault)

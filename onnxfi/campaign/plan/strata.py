@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.designs import AdaptiveFaults, BerSweep, FaultMix, PerSampleSweep, SingleFaults
+from onnxfi.campaign.spec.designs import (
+    AdaptiveFaults,
+    BerSweep,
+    FaultMix,
+    PerSampleSweep,
+    SingleFaults,
+    TemperatureSweep,
+    VoltageSweep,
+)
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.registry import parse_fault
@@ -58,6 +66,12 @@ def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[Planne
         for draw, event in zip(campaign.draws, events, strict=True)
     ]
     space, event = spaces[0], events[0]
+    if event.spans_targets and (
+        (isinstance(design, AdaptiveFaults) and (design.method != "simple" or design.rank != "none"))
+        or (isinstance(design, SingleFaults) and design.per != "network")
+    ):
+        key = "per" if isinstance(design, SingleFaults) else "adaptive"
+        raise SpecError(f"a fault of {event} lies in several layers, so there are no strata of layers or bits", key)
     match design:
         case FaultMix():  # no population of its own: that of the first part stands for it
             check_disjoint({t.id: t for space in spaces for t in space.targets}.values())
@@ -68,7 +82,7 @@ def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[Planne
             return tuple(_ranked_fields(space, rank))
         case AdaptiveFaults():
             return (PlannedStratum("all", space, 0),) if design.method == "simple" else tuple(_fields(space))
-        case BerSweep() | PerSampleSweep():
+        case BerSweep() | PerSampleSweep() | VoltageSweep() | TemperatureSweep():
             return tuple(PlannedStratum(f"{rate:g}", space, design.repeat, ber=rate) for rate in design.rates)
         case SingleFaults(margin=float(margin)):
             return _sized_strata(design, margin, campaign.confidence, fault_targets, space, event)

@@ -26,6 +26,7 @@ from onnxfi.campaign.report.findings import lost_answers, shares, short, silent_
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import rate_name, report_labels, swept_over, tex, values_by_rate
 from onnxfi.errors import OutputError
+from onnxfi.faults.trials import CONDITION_SAMPLERS
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.task import Metric
@@ -206,10 +207,10 @@ def _curves(series: Series, metric: Metric, scattered: Sequence[Scattered] = (),
     canvas = new_canvas(WIDTH_IN, 3.2)
     axes = canvas.add_subplot()
     styles = cycle(zip(COLOURS, MARKS, cycle(DASHES), strict=False))
-    lowest = min((float(key) for _, _, rows in series for key, _ in rows if float(key) > 0), default=1e-9)
     many = len(series) > _MOST_BANDS
+    apart = many and not _over_conditions(series)  # on a logarithmic axis
     for k, ((one, label, rows), (colour, mark, dash)) in enumerate(zip(series, styles, strict=False)):
-        beside = 10 ** (0.06 * (k - (len(series) - 1) / 2)) if many else 1.0  # so that whiskers stand side by side
+        beside = 10 ** (0.06 * (k - (len(series) - 1) / 2)) if apart else 1.0  # so that whiskers stand side by side
         x = [float(key) * beside for key, _ in rows]
         y, low, high = (100 * np.array([getattr(i, end) for _, i in rows]) for end in ("estimate", "low", "high"))
         if scattered:
@@ -224,13 +225,7 @@ def _curves(series: Series, metric: Metric, scattered: Sequence[Scattered] = (),
         golden = one.golden["metrics"].get(metric.name) if metric.needs_labels else None
         if golden is not None:
             axes.axhline(100 * golden, color=colour, linewidth=0.8, linestyle=(0, (6, 3)), zorder=0, label="golden")
-    zero = any(float(key) == 0 for _, _, rows in series for key, _ in rows)
-    if zero:
-        axes.set_xscale("symlog", linthresh=lowest, linscale=0.5)
-    else:
-        axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x else "0")
-    axes.xaxis.set_minor_formatter(lambda x, _: "")
+    _scale(axes, series)
     rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
     axes.set(xlabel=rates, ylabel=metric.axis, ylim=(-3, 103))
     axes.grid(alpha=0.25, linewidth=0.5)
@@ -240,6 +235,26 @@ def _curves(series: Series, metric: Metric, scattered: Sequence[Scattered] = (),
         shown = [handles[k] for k in order], [names[k] if names[k] != "golden" else "golden, dashed" for k in order]
         axes.legend(*shown, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return canvas
+
+
+def _over_conditions(series: Series) -> bool:
+    """Return True if all go over the voltages or temperatures of fault maps."""
+    return all(swept_over(one) in CONDITION_SAMPLERS for one, _, _ in series)
+
+
+def _scale(axes: Any, series: Series) -> None:
+    """Scale the axis of rates: logarithmic, of conditions linear from no stress to the most, so that voltages fall."""
+    if _over_conditions(series):
+        if all(swept_over(one) == "voltage" for one, _, _ in series):
+            axes.invert_xaxis()
+        return
+    keys = [float(key) for _, _, rows in series for key, _ in rows]
+    if 0 in keys:
+        axes.set_xscale("symlog", linthresh=min((key for key in keys if key > 0), default=1e-9), linscale=0.5)
+    else:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x else "0")
+    axes.xaxis.set_minor_formatter(lambda x, _: "")
 
 
 def _ends_of(values: Sequence[NDArray[np.float64]], spread: str) -> tuple[Any, Any, Any]:

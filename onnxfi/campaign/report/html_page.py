@@ -42,6 +42,7 @@ from onnxfi.campaign.results.store import Store, declared_task, digest_of
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import MAX_LINES
+from onnxfi.faults.trials import CONDITION_SAMPLERS
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.task import OUTCOMES, Metric, Task
@@ -278,6 +279,9 @@ def _settings(one: CampaignRates, canary: Any, limits: dict[str, Any]) -> dict[s
     for name, value in sorted(one.campaign.items()):
         if value not in ([], "", None, False) and name not in ("strata", "output", one.campaign["design"]):
             shown[names.get(name, name)] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    for key in CONDITION_SAMPLERS:
+        if one.campaign["design"] == key:
+            shown[key] = ", ".join(f"{at:g}" for at in one.campaign[key])
     if one.campaign["design"] == "ber":
         shown["ber"] = ", ".join(f"{rate:g}" for rate in one.campaign["ber"])
     if canary:

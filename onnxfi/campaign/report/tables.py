@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.faults.faultlist import Header
+from onnxfi.faults.trials import CONDITION_SAMPLERS
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.graph.write.scratch_folder import scratch_folder
@@ -67,14 +68,18 @@ def by_harm(folds: Sequence[Fold], metric: Metric) -> list[Fold]:
 
 def swept_over(found: CampaignRates) -> str:
     """Return what a sweep goes over, in words: bit error rates, rates per word, or probabilities per sample."""
+    kind = _header(found).sampler.kind
     if found.campaign["design"] == "per_sample":
         return "fault probability per sample"
+    if kind in CONDITION_SAMPLERS:
+        return kind
     return "bit error rate" if unit(found) == "bit" else "fault rate per word"
 
 
 def rate_name(found: CampaignRates) -> str:
     """Return the name of a sweep's rates with their unit, as the head of a column or an axis."""
     heads = {"bit error rate": "Bit error rate (faults per bit)", "fault rate per word": "Rate (faults per word)"}
+    heads |= {"voltage": "Voltage (V)", "temperature": "Temperature (°C)"}
     return heads.get(swept_over(found), "Probability of a fault per sample")
 
 
@@ -97,7 +102,8 @@ def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = Fals
     summary), each other table is `detail-MODEL.csv` and the like.
     """
     place = Path(folder)
-    rates = "per_sample" if found.campaign["design"] == "per_sample" else "ber"
+    over = swept_over(found)
+    rates = "per_sample" if found.campaign["design"] == "per_sample" else over if over in CONDITION_SAMPLERS else "ber"
     tables: dict[str, Iterable[dict[str, Any]]] = {
         "detail": found.details(),
         "summary": [_flat("", found.everything, found)],

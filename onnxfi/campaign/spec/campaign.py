@@ -17,6 +17,8 @@ from onnxfi.campaign.spec.designs import (
     Design,
     FaultDraw,
     Replay,
+    TemperatureSweep,
+    VoltageSweep,
     chosen_design,
     design_of,
     draws_of,
@@ -38,6 +40,7 @@ from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, 
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
+from onnxfi.faults.trials import check_condition
 from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.registry import driven, known_metric, metric_names, task_identity
@@ -104,6 +107,9 @@ class Campaign(CheckedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.design, VoltageSweep | TemperatureSweep):
+            for draw in self.draws:
+                named("fault", lambda text: check_condition(parse_fault(text), self.design.key), draw.fault)
         code = self.memory.memory_code
         at_rates = isinstance(self.design, BerSweep | Replay)
         if code is not None and not at_rates and not parse_code_assignment(code).leaves_single_faults:

@@ -17,6 +17,7 @@ from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector
+from onnxfi.faults.trials import check_condition
 from onnxfi.statistics.adaptive import Method
 from onnxfi.statistics.sample_size import Per
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
@@ -144,6 +145,50 @@ class PerSampleSweep(CheckedFields):
 
 
 @dataclass(frozen=True)
+class VoltageSweep(CheckedFields):
+    """A sweep over a fault map: `repeat` memories, each at every `voltage`."""
+
+    key: ClassVar[str] = "voltage"
+    sampler: ClassVar[str] = "voltage"
+
+    voltage: tuple[float, ...]
+    repeat: int = _repeat()
+    draw: FaultDraw = field(default_factory=FaultDraw)
+    seed: int = _seed()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_conditions(self.key, self.voltage, self.draw)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The voltages of the sweep."""
+        return self.voltage
+
+
+@dataclass(frozen=True)
+class TemperatureSweep(CheckedFields):
+    """A sweep over a fault map: `repeat` memories, each at every `temperature`."""
+
+    key: ClassVar[str] = "temperature"
+    sampler: ClassVar[str] = "temperature"
+
+    temperature: tuple[float, ...]
+    repeat: int = _repeat()
+    draw: FaultDraw = field(default_factory=FaultDraw)
+    seed: int = _seed()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_conditions(self.key, self.temperature, self.draw)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The temperatures of the sweep."""
+        return self.temperature
+
+
+@dataclass(frozen=True)
 class SingleFaults(CheckedFields):
     """One fault per trial: `trials` of them, or as many as `margin` asks for, in the whole network or `per` stratum."""
 
@@ -245,7 +290,19 @@ class FaultMix(CheckedFields):
     seed: int = _seed()
 
 
-Design = BerSweep | PerSampleSweep | SingleFaults | AdaptiveFaults | Exhaustive | Replay | FaultMix
+#: Designs with several trials at each of several rates, voltages or temperatures.
+Sweep = BerSweep | PerSampleSweep | VoltageSweep | TemperatureSweep
+Design = (
+    BerSweep
+    | PerSampleSweep
+    | VoltageSweep
+    | TemperatureSweep
+    | SingleFaults
+    | AdaptiveFaults
+    | Exhaustive
+    | Replay
+    | FaultMix
+)
 DESIGNS: tuple[type[Design], ...] = get_args(Design)
 
 
@@ -303,6 +360,14 @@ def _check_added(added: tuple[float, ...], rates: tuple[float, ...]) -> None:
         raise SpecError(
             "added names rates of the sweep that its store got later, each once, and not all of them", "added"
         )
+
+
+def _check_conditions(name: str, given: tuple[float, ...], draw: FaultDraw) -> None:
+    named("fault", lambda text: check_condition(parse_fault(text), name), draw.fault)
+    if draw.scope.includes_activations:
+        raise SpecError(f"{name} is that of a memory that holds weights; leave target out", "target")
+    if len(set(given)) < len(given):
+        raise SpecError(f"{name} {', '.join(f'{one:g}' for one in given)} has one twice; give each once", name)
 
 
 def _check_rates(name: str, rates: tuple[float, ...]) -> None:

@@ -234,6 +234,18 @@ def check_word(name: str, word: str, known: Sequence[str]) -> None:
         raise SpecError(f"{name} {word!r} is unknown{closest(word, known)}", name)
 
 
+def parse_numbers(text: str, name: str) -> tuple[float, ...]:
+    """Read a list of numbers by comma.
+
+    >>> parse_numbers("0.8, 0.76", "voltage")
+    (0.8, 0.76)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"{name} {text[:60]!r} is no list of numbers; write 0.8,0.76", name) from None
+
+
 def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
     """Read rates: a list by comma, or decades from one end to the other, both included.
 

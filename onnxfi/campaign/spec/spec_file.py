@@ -128,8 +128,8 @@ def command_line(campaign: Campaign, store: str = "") -> str:
         flag = "--" + name.replace("_", "-")
         if name == "model":
             continue
-        if name in ("ber", "due"):
-            words += [flag, ",".join(f"{one!r}" if name == "ber" else one for one in value)]
+        if name == "due" or (isinstance(value, tuple) and isinstance(value[0], float)):
+            words += [flag, ",".join(one if name == "due" else f"{one!r}" for one in value)]
         elif name == "mix":
             words += [word for part in value for word in (flag, _on_one_line(part))]
         elif isinstance(value, tuple):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.dataflow.matrix_products import matrix_product
 from onnxfi.graph.dataflow.sample_axis import (
     BatchLayout,
     Dims,
@@ -222,7 +223,7 @@ def _activation(
     structural = not value.is_data and word.name in ("int64", "int32", "bool") and not why
     target = Target(
         path + name, word, sample_shape(dims, place), "activation" if op else "input", op, value.node, value.layer,
-        structural,
+        structural, gemm=matrix_product(name, facts.producer, facts.types, ACTIVATION_FUNCTIONS) if op else (),
     )  # fmt: skip
     default = op in LAYER_OPERATORS and not structural and not why and _is_result(producer, name)
     return Activation(

@@ -68,9 +68,16 @@ def find_targets(index: GraphIndex, stored: StoredTensors) -> list[tuple[Target,
             tensor.id, word, role.shape or tensor.shape, tensor.kind,
             users[0].op, users[0].node, users[0].layer, structural, neurons.get(tensor.id, role.role), role.scheme,
             consumers=users if len(users) > 1 else (), roles=role.roles if len(role.roles) > 1 else (), unused=not used,
+            stored=_one_run(location),
         )  # fmt: skip
         found.append((target, location))
     return found
+
+
+def _one_run(location: WordLocation) -> tuple[int, ...]:
+    """Return the file and the offset of words that lie one behind the other, () if there is something between."""
+    alone = len(location.runs) == 1 and not location.varint and not location.runs[0][2]
+    return (location.file, location.runs[0][0]) if alone else ()
 
 
 def computed_values(index: GraphIndex, stored: StoredTensors) -> Iterator[ComputedValue]:

@@ -380,7 +380,8 @@ def inject_activations(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"exactly one of {', '.join(ways)} must be given; given: {given or 'none'}")
-    event, selector = fault_model(fault), selector or Selector()
+    event = fault_model(fault)
+    selector = (selector or Selector()).of_model(event)
     prepared = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     prepared = replace(prepared, activations=tuple(of_target(prepared.activations, target)))
     if sites:

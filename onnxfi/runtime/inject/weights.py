@@ -102,6 +102,8 @@ def sample(
     ber: float | None = None,
     count: int | None = None,
     per_tensor: bool = False,
+    voltage: float | None = None,
+    temperature: float | None = None,
     sites: Sequence[str] = (),
     fault: str | FaultModel = "flip",
     selector: Selector | None = None,
@@ -110,7 +112,7 @@ def sample(
 ) -> Sample:
     """Draw the faults of one trial, and look up the words that they change.
 
-    Exactly one of `ber`, `count` and `sites` determines the number of faults.
+    Exactly one of `ber`, `count`, `voltage`, `temperature` and `sites` determines the number of faults.
 
     Parameters
     ----------
@@ -122,6 +124,8 @@ def sample(
         Number of distinct sites; with `per_tensor` in each tensor.
     per_tensor : bool
         Draw `count` sites in each selected tensor, rather than in all together.
+    voltage, temperature : float, optional
+        Voltage or temperature at which the cells of a fault map fail.
     sites : sequence of str
         Sites by name, as `conv1.weight[3]:30`.
     fault : str or FaultModel
@@ -152,10 +156,13 @@ def sample(
     'fc1.weight[28063]:14'
     """
     model = load(model)
-    given = [name for name, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
+    ways = {"ber": ber, "count": count, "voltage": voltage, "temperature": temperature, "sites": sites or None}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         what = " and ".join(given) if given else "none"
-        raise InputError(f"exactly one of ber, count and sites says how many faults; given: {what}")
+        raise InputError(
+            f"exactly one of ber, count, voltage, temperature and sites says how many faults; given: {what}"
+        )
     if per_tensor and count is None:
         raise InputError("per_tensor goes with count; give both")
     if trial < 1:
@@ -166,13 +173,14 @@ def sample(
         faults = faults_at_named_sites(sites, model.targets, event, selector, seed)
         space = _space(model, selector, event, faults)
     else:
-        kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
-        how = Sampler(kind, rate=ber or 0.0, n=count or 0, seed=seed)
+        kind = "per-tensor" if per_tensor else given[0]
+        rate = next((rate for rate in (ber, voltage, temperature) if rate is not None), 0.0)
+        how = Sampler(kind, rate=rate, n=count or 0, seed=seed)
         space = selector.space(model.targets, event)
         faults = draw_faults(space, how, event, trial)
     faults = with_dequantized(model, look_up_words(model, faults)[0])
     header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
-    return Sample(faults, header, how.expected_count(space), space.bits, trial)
+    return Sample(faults, header, how.expected_count(space, event), space.bits, trial)
 
 
 def _space(model: Model, selector: Selector, event: FaultModel, named: Faults) -> FaultSpace:

@@ -73,17 +73,17 @@ BAD: list[tuple[str, str]] = [
     ("single: true\ntrials: 9\nper: layer", "line 4, column 6: per 'layer' sizes each stratum by a margin"),
     (
         "single: true\nmargin: 0.1\nber: 1e-6",
-        "line 2, column 9: exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix",
+        "line 2, column 9: exactly one of ber, per_sample, voltage, temperature, single, adaptive, exhaustive, faults, mix",
     ),
     (
         "seed: 1",
-        "exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix says which trials there are; given: none",
+        "exactly one of ber, per_sample, voltage, temperature, single, adaptive, exhaustive, faults, mix says which trials there are; given: none",
     ),
     ("ber: 1e-6\nmargin: 0.1", "line 3, column 9: margin has no effect with ber, only with single, adaptive"),
     ("ber: 1e-6\nper: layer", "line 3, column 6: per has no effect with ber, only with single"),
     (
         "exhaustive: true\nrepeat: 3",
-        "line 3, column 9: repeat has no effect with exhaustive, only with ber, per_sample, mix",
+        "line 3, column 9: repeat has no effect with exhaustive, only with ber, per_sample, voltage, temperature, mix",
     ),
     ("faults: f.jsonl\nfault: zero", "line 3, column 8: fault has no effect with faults"),
     ("faults: f.jsonl\nseed: 3", "line 3, column 7: seed has no effect with faults"),

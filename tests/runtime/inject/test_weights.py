@@ -97,7 +97,7 @@ def test_external_data_needs_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({}, "exactly one of ber, count and sites .* given: none"),
+        ({}, "exactly one of ber, count, voltage, temperature and sites .* given: none"),
         ({"ber": 0.1, "count": 1}, "exactly one of .* given: ber and count"),
         ({"count": 1, "sites": ["w[0]:1"]}, "exactly one of .* given: count and sites"),
         ({"ber": 0.1, "per_tensor": True}, "per_tensor goes with count"),

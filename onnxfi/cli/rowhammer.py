@@ -1,0 +1,71 @@
+"""`onnxfi rowhammer MODEL TEMPLATES`: which flips of a memory hit which weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand
+
+
+@click.command("rowhammer", cls=GroupedCommand, short_help="Print which Rowhammer flips hit which weights of MODEL.")
+@MODEL
+@click.argument("templates", metavar="TEMPLATES.json", type=PATH)
+@click.option(
+    "--memory-layout", type=PATH, metavar="LAYOUT.json", help="Where the files lie in memory (default: any page may)."
+)
+@click.option("--save-faults", type=PATH, metavar="FILE", help="Write the flips as a fault list, each a trial.")
+@LINKS
+@JSON
+def command(
+    model: Path,
+    templates: Path,
+    memory_layout: Path | None,
+    save_faults: Path | None,
+    allow_links: bool,
+    as_json: bool,
+) -> None:
+    """Match the flips that a memory is known to have (page offset, bit, direction) against the stored bits of MODEL.
+
+    \b
+    onnxfi rowhammer model.onnx templates.json --save-faults flips.jsonl
+    onnxfi run model.onnx --data images.npz --faults flips.jsonl
+    """
+    from onnxfi.attacks.rowhammer import rowhammer
+    from onnxfi.cli.terminal import count, print_json, print_line, table, value_change
+    from onnxfi.faults.faultlist import fault_row
+    from onnxfi.graph.model.loading import load
+    from onnxfi.graph.write.output_file import check_output_files
+
+    opened = load(model, allow_links=allow_links)
+    if save_faults is not None:
+        check_output_files(opened, [save_faults], copy=False)
+    found = rowhammer(opened, templates, memory_layout)
+    if save_faults is not None and len(found):
+        found.write(save_faults)
+    if as_json:
+        matches = [*found.rows()]
+        print_json({"templates": len(found.templates), "candidates": found.candidates, "matches": matches})
+        return
+    rows = []
+    for k in found.largest():
+        fault = found.faults[k]
+        rows.append(
+            (
+                str(found.template[k]),
+                str(found.page[k]),
+                str(fault.site),
+                fault.fault,
+                value_change(fault_row(k + 1, fault)),
+            )
+        )
+    if rows:
+        table("Largest changes", (">Template", ">Page", "Site", "Fault", "Value"), rows)
+    used = len(set(found.template.tolist()))
+    print_line(
+        f"{count(len(found.templates), 'template')}, {used:,} of which flip weights: {count(len(found), 'flip')} of "
+        f"{count(found.candidates, 'bit')} under them"
+    )
+    if save_faults is not None and len(found):
+        print_line(f"wrote {save_faults}")

@@ -1,0 +1,143 @@
+"""Faults of parts of a memory that holds a model's files: page, row, column, bank, chip, lane, cells of a word line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import FaultError, InputError, SelectorError
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
+from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
+from onnxfi.faults.sampling import derive, uniform
+from onnxfi.faults.sites import Sites, Target
+from onnxfi.faults.words import Mask, Word
+
+#: The coordinates that the cells of a part share with the site; `lane` and `chip` are of bits, the others of bytes.
+PARTS = {
+    "page": ("page",), "row": ("bank", "row"), "column": ("bank", "column"), "bank": ("bank",), "chip": (), "lane": (),
+    "word-line": ("bank", "row"),
+}  # fmt: skip
+_EFFECTS = {"flip": Flip(), "stuck-at-0": StuckAt0(), "stuck-at-1": StuckAt1()}
+_CHUNK = 1 << 22
+_MOST = 20_000_000
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MemoryPart(FaultModel):
+    """Fault in every bit of the selected tensors that lies in the same part of the memory as the site.
+
+    Stands for a defective row, column, bank, chip or DQ lane of a DRAM, and with `part=word-line` for a burst over
+    `size` neighbouring columns of one lane. Each bit beside the site's is faulty with probability `share`. `sha256` is
+    the digest of the layout's file.
+    """
+
+    file: str = ""
+    sha256: str = ""
+    part: str = "row"
+    effect: str = "flip"
+    share: float = 1.0
+    size: int = 4
+    name = "memory"
+    unit = "bit"
+    composite = True
+    layout: MemoryLayout = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Read the layout and check the parameters."""
+        if not self.file:
+            raise FaultError("memory takes file=LAYOUT.json; docs/reference/memory-layout.md describes the file")
+        for key, known in (("part", PARTS), ("effect", _EFFECTS)):
+            if getattr(self, key) not in known:
+                raise FaultError(
+                    f"fault 'memory': {key}={getattr(self, key)[:40]!r} is unknown; give {', '.join(known)}"
+                )
+        if not 0 <= self.share <= 1 or not 1 <= self.size <= 1 << 20:
+            raise FaultError(
+                f"fault 'memory': share={self.share},size={self.size} is out of range; give a share to 1, and 1 or more"
+            )
+        layout, found = read_layout(self.file)
+        if self.sha256 not in ("", found):
+            raise FaultError(
+                f"memory layout {self.file!r} has the content {found}, not {self.sha256[:64]}; it was changed"
+            )
+        object.__setattr__(self, "sha256", found)
+        object.__setattr__(self, "layout", layout)
+        object.__setattr__(self, "spans_targets", True)
+        object.__setattr__(self, "self_inverse", self.effect == "flip")
+
+    @property
+    def element_model(self) -> FaultModel:
+        """Effect on one bit."""
+        return _EFFECTS[self.effect]
+
+    def mask(self, word: Word, bit: int) -> Mask | None:
+        """Return the mask of one bit."""
+        return self.element_model.mask(word, bit)
+
+    def fits(self, target: Target) -> bool:
+        """Return True for stored tensors; SelectorError for what has no address."""
+        if target.is_activation:
+            raise SelectorError(
+                f"{target.id!r} is computed, and has no address in a file; a memory layout is of weights"
+            )
+        self.layout.place(target, self.file)
+        return True
+
+    def spread(
+        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
+    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+        """Return a fault in each bit of the part of each site."""
+        parts: list[tuple[int, int, Index, Index]] = []
+        total = 0
+        for event, (ordinal, at, bit) in enumerate(
+            zip(sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), strict=True)
+        ):
+            for other, flat in self._bits(targets, ordinal, at * targets[ordinal].word.storage + bit):
+                kept = flat
+                if self.share < 1:
+                    own = (flat == at * targets[ordinal].word.storage + bit) & (other == ordinal)
+                    chance = uniform(derive(derive(flat.astype(np.uint64), other) ^ raw[event], 0))
+                    kept = flat[own | (chance < self.share)]
+                index, place = np.divmod(kept, targets[other].word.storage)
+                held = place < targets[other].word.bits
+                parts.append((event, other, index[held], place[held]))
+                total += int(held.sum())
+                if total > _MOST:
+                    raise InputError(f"{self} changes more than {_MOST:,} bits in one trial; narrow the selection")
+        lengths = [len(index) for _, _, index, _ in parts]
+        rows, ordinals = (np.repeat(np.array([p[k] for p in parts], np.int64), lengths) for k in (0, 1))
+        index, place = (np.concatenate([np.zeros(0, np.int64), *(p[k] for p in parts)]) for k in (2, 3))
+        return sites.moved(rows.tolist(), index.tolist(), place.tolist(), ordinals.tolist()), (self.element_model,)
+
+    def _bits(self, targets: tuple[Target, ...], ordinal: int, flat: int) -> Iterator[tuple[int, Index]]:
+        """Yield the targets that share the part with a bit of one of them, with the numbers of their bits in it."""
+        layout = self.layout
+        start = layout.place(targets[ordinal], self.file) + flat // 8
+        [physical] = layout.physical(np.array([start], np.int64)).tolist()
+        site = {name: int(value[0]) for name, value in layout.coordinates(np.array([physical], np.int64)).items()}
+        lane = site["lane"] + flat % 8
+        for other, target in enumerate(targets):
+            base, length = layout.place(target, self.file), target.word.size_bytes(target.size)
+            for first in range(0, length, _CHUNK):
+                inside = np.arange(first, min(first + _CHUNK, length), dtype=np.int64)
+                at = layout.coordinates(layout.physical(base + inside))
+                here = np.ones(len(inside), np.bool_)
+                for name in PARTS[self.part]:
+                    here &= at[name] == site[name]
+                if self.part == "word-line":
+                    here &= (at["column"] >= site["column"]) & (at["column"] < site["column"] + self.size)
+                bits = (inside[here, None] * 8 + np.arange(8)).ravel()
+                lanes = (at["lane"][here, None] + np.arange(8)).ravel()
+                if self.part in ("lane", "word-line"):
+                    bits = bits[lanes == lane]
+                elif self.part == "chip":
+                    each = layout.lanes // layout.chips
+                    bits = bits[lanes // each == lane // each]
+                if len(bits := bits[bits < target.size * target.word.storage]):
+                    yield other, bits

@@ -1,0 +1,87 @@
+"""Memory layouts: coordinates of addresses against a memory that is filled beat by beat, and files that are refused."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxfi.errors import FaultError
+from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
+from onnxfi.faults.sites import Target
+from onnxfi.faults.words import WORDS
+
+SMALL: dict[str, Any] = {
+    "memory_bytes": 512,
+    "row_bytes": 32,
+    "banks": 4,
+    "lanes": 16,
+    "chips": 2,
+    "pages": {"size": 64},
+}
+
+
+def layout(folder: Path, **row: Any) -> MemoryLayout:
+    file = folder / "layout.json"
+    file.write_text(json.dumps({"version": 1} | SMALL | row))
+    return read_layout(str(file))[0]
+
+
+@pytest.mark.parametrize("order", ["row-bank-column", "bank-row-column"])
+def test_addresses_fill_the_memory_in_order(order: str, tmp_path: Path) -> None:
+    rows, banks = range(4), range(4)
+    outer = product(rows, banks) if order == "row-bank-column" else ((r, b) for b, r in product(banks, rows))
+    wanted = [(row, bank, column, byte * 8) for row, bank in outer for column in range(16) for byte in range(2)]
+    found = layout(tmp_path, order=order).coordinates(np.arange(512))
+    columns = (found[name].tolist() for name in ("row", "bank", "column", "lane"))
+    assert [*zip(*columns, strict=True)] == wanted
+
+
+def test_pages_lie_where_the_layout_puts_them(tmp_path: Path) -> None:
+    frames = layout(tmp_path, pages={"size": 64, "frames": [7, 0, 3]})
+    assert frames.physical(np.array([0, 63, 64, 130])).tolist() == [448, 511, 0, 194]
+    shuffled = layout(tmp_path, pages={"size": 64, "seed": 5}).physical(np.arange(512))
+    assert sorted(shuffled.tolist()) == [*range(512)] and shuffled.tolist() != [*range(512)]
+    assert (shuffled.reshape(8, 64) - shuffled.reshape(8, 64)[:, :1] == np.arange(64)).all()
+    assert layout(tmp_path).physical(np.arange(512)).tolist() == [*range(512)]
+    for one, at in ((frames, 192), (layout(tmp_path), 512), (layout(tmp_path, pages={"size": 64, "seed": 5}), 512)):
+        with pytest.raises(FaultError, match="another memory size"):
+            one.physical(np.array([at]))
+
+
+def test_what_has_no_address_is_refused(tmp_path: Path) -> None:
+    one = layout(tmp_path)
+    with pytest.raises(FaultError, match="does not lie in one run"):
+        one.place(Target("w", WORDS["int8"], (4,)))
+    with pytest.raises(FaultError, match="no base for file 1"):
+        one.place(Target("w", WORDS["int8"], (4,), stored=(1, 0)))
+    assert layout(tmp_path, bases={"1": 100}).place(Target("w", WORDS["int8"], (4,), stored=(1, 7))) == 107
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"lanes": 12}, "multiple of 8"),
+        ({"chips": 3}, "multiple of 8 and of the chips"),
+        ({"banks": 5}, "memory_bytes of row_bytes"),
+        ({"memory_bytes": 0}, "no whole number"),
+        ({"memory_bytes": 1 << 60}, "no whole number"),
+        ({"order": "column"}, "give row-bank-column or"),
+        ({"bases": {"x": 0}}, "bases maps"),
+        ({"bases": {"0": 512}}, "no whole number from 0 to 511"),
+        ({"pages": {"size": 60}}, "divides memory_bytes"),
+        ({"pages": {"size": 64, "seed": 1, "frames": [0]}}, "either frames or a seed"),
+        ({"pages": {"size": 64, "frames": [0, 0]}}, "different pages"),
+        ({"pages": {"size": 64, "frames": [8]}}, "below 8"),
+        ({"pages": {"size": 64, "frames": [True]}}, "whole numbers"),
+        ({"pages": []}, "pages is an object"),
+        ({"ranks": 2}, "unknown key 'ranks'"),
+    ],
+)
+def test_layouts_of_no_memory_are_refused(row: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(FaultError, match=why):
+        layout(tmp_path, **row)
