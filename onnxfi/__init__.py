@@ -160,11 +160,13 @@ __all__ = [
 if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment
     from onnxfi.analysis.census import Census, census
+    from onnxfi.analysis.detectors import DetectorReport, detectors
     from onnxfi.analysis.environment import Environment, load_environment
     from onnxfi.analysis.fit import FitBudget, fit
     from onnxfi.analysis.manifest import manifest, verify
     from onnxfi.analysis.model_diff import diff
     from onnxfi.analysis.planner.plan_protection import PlannedProtection, plan_protection
+    from onnxfi.attacks.attack import Attack, attack
     from onnxfi.attacks.rowhammer import rowhammer
     from onnxfi.campaign.exhaustive.class_run import class_outcomes
     from onnxfi.campaign.exhaustive.class_table import ClassTable, read_class_table
