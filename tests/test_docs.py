@@ -167,6 +167,7 @@ def test_curves_are_of_today(work: Path) -> None:
         assert any(f"figures/{name}" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
+@pytest.mark.slow
 def test_the_readmes_verbs_do_the_same_on_both_sides(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(work / "models" / "fashion_cnn.onnx", work / "model.onnx")
     shutil.copy(work / "models" / "fashion_test.npz", work / "images.npz")

@@ -25,6 +25,7 @@ def checked(*words: str, simulation: Simulation | None = None) -> tuple[int, dic
     return done.returncode, {name: f"{held} {said}" for held, name, said in lines}
 
 
+@pytest.mark.slow
 def test_what_holds_is_reported_and_ends_with_0(tmp_path: Path) -> None:
     code, found = checked("--simulate", "--only", QUICK, "--json", str(tmp_path / "found.json"))
     assert code == 0, found

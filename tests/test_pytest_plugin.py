@@ -81,6 +81,7 @@ def test_nothing_heavy_is_loaded_until_a_test_uses_it(place: pytest.Pytester) ->
     done.stdout.re_match_lines([r".*test_first_of_all_something_else loaded \[\]", r".*test_model loaded \['onnx',.*"])
 
 
+@pytest.mark.slow
 def test_a_failing_assertion_reads_well_without_the_source(place: pytest.Pytester) -> None:
     done = ran(place, "def test_model(onnxfi_check):\n    assert onnxfi_check('m.onnx', 'bad.yaml')\n", "--tb=short")
     done.assert_outcomes(failed=1)
@@ -124,6 +125,7 @@ def test_what_is_not_decided_is_no_pass_and_says_why(place: pytest.Pytester) -> 
     )
 
 
+@pytest.mark.slow
 def test_seeds_keywords_and_the_markers_defaults(place: pytest.Pytester) -> None:
     done = ran(
         place,

@@ -29,6 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_it_has_every_option_of_every_verb(site: Path) -> None:
     page = (site / "reference" / "cli.html").read_text(encoding="utf-8")
     assert [verb for verb in COMMANDS if f'id="{verb}"' not in page] == []

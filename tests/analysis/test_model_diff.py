@@ -22,6 +22,7 @@ MODELS = Path(__file__).parents[2] / "models"
 CNN = MODELS / "fashion_cnn.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_cnn", "fashion_cnn_fp16", "fashion_cnn_int8_qdq", "fashion_gru"])
 @given(seed=st.integers(0, 1000), count=st.integers(1, 40))
 def test_what_was_injected_is_found_and_repaired(name: str, seed: int, count: int) -> None:

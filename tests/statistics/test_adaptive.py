@@ -303,6 +303,7 @@ def test_putting_means_together_is_biased_and_scores_are_not() -> None:
     assert np.mean(pooled) < true - 2 * error, "early zeros keep a stratum from being asked again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.0, 0.002, 0.05, 0.9), (0.02, 0.02, 0.02, 0.02), (0.0, 0.0, 0.0, 0.01)])
 def test_intervals_hold_the_truth_as_often_as_they_say(rates: tuple[float, ...]) -> None:
     """Of the sequence at every moment, since it never gets wider; of the others where the campaign ends."""

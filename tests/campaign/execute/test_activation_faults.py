@@ -366,6 +366,7 @@ def tokens(folder: Path, graph: str = TOKENS, samples: int = 7) -> None:
     np.savez(folder / "d.npz", x=chance(samples, 5, 4, seed=9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["h", "r"])
 def test_one_sample_is_faulty_whatever_the_axis_of_the_samples(here: Path, value: str) -> None:
     tokens(here)

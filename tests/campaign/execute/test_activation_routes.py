@@ -29,6 +29,7 @@ from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(model=nets(), batch=st.sampled_from([2, 5]), persistence=st.sampled_from(["transient", "permanent"]))
 def test_faults_in_activations_have_the_same_outcome_by_every_route(
@@ -147,6 +148,7 @@ BFLOAT = """g (float[N,4] x) => (float[N,3] y) {
     s = Softmax(b) p = MatMul(s, w1t) r = Add(p, x) y = MatMul(r, w2) }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
 @pytest.mark.parametrize(
     "fields", [{"ber": 0.003, "repeat": 8, "persistence": "permanent"}, {"persistence": "permanent"}, {"per_sample":

@@ -83,6 +83,7 @@ COUNTS = """net (float[N,4] x) => (float[N,4] y)
         <float one = {1}> { still = Identity(on) b = Add(a, one) }> }"""
 
 
+@pytest.mark.slow
 def test_a_loop_whose_trips_never_end(here: Path) -> None:
     save(here, COUNTS)
     ran(campaign(include="=trips", bits="0,2,40,63"), here / "s.db", workers=2, timeout_s=2.0)
@@ -216,6 +217,7 @@ STORED = """<int64[4] back = {-1,2,4,4}, int64[1] end = {2}, int64[1] zero = {0}
     int64[4] times = {1,1,1,2}, float[4] scales = {1,1,2,2}>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", FLOWING.values(), ids=FLOWING)
 def test_a_computed_shape_that_changes_has_an_outcome_by_every_route(here: Path, graph: str) -> None:
     save(here, f"g (float[N,2,4,4] x) => (float[N,M] y) {STORED} {graph}")

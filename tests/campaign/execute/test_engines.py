@@ -47,6 +47,7 @@ def outcomes(rows: Any) -> list[tuple[int, str]]:
     return [(row.trial, row.outcome) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["weights", "activations"])
 def test_every_engine_gives_the_outcomes_of_the_definitions(engine: str, target: str, model: str, here: Path) -> None:
     known = ran(campaign(model, engine="reference", route="full", target=target), here / "known.db")
@@ -85,6 +86,7 @@ def test_no_other_engine_runs_anything(
     cached_golden(TrialExecutor.open(wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reference", "openvino"])
 def test_workers_run_the_engine_of_the_campaign(name: str, model: str, here: Path) -> None:
     if name == "openvino":

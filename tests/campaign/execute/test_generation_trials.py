@@ -109,6 +109,7 @@ def test_a_step_in_prefill_and_one_behind_it_give_what_a_faulty_graph_gives(tmp_
         assert found.metrics["changed"] == pytest.approx(np.mean([a != b for a, b in zip(texts, known, strict=True)]))
 
 
+@pytest.mark.slow
 def test_transient_faults_in_activations_count_for_their_phase(tmp_path: Path) -> None:
     executor = TrialExecutor.open(campaign(tmp_path, tiny.merged(), target="activations", bits="30", trials=30))
     golden, _ = executor.golden_runs.run()

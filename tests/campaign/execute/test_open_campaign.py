@@ -74,6 +74,7 @@ RANDOM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in RANDOM), ("drawn", 2)])
 def test_a_model_that_draws_random_numbers_is_refused(tmp_path: Path, kind: str, workers: int) -> None:
     model = save(tmp_path, "g (float[N,3] x) => (float[N,3] y) " + RANDOM[kind])

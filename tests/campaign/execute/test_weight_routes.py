@@ -29,6 +29,7 @@ SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qope
 CORE = (("cnn", "off"), ("gru", "all"), ("cnn_fp16", "off"), ("cnn_int8_qdq", "all"))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(model=nets(), data=st.data())
 def test_every_route_gives_the_bits_of_the_whole_model(

@@ -372,6 +372,7 @@ def test_a_removed_clip_fails_the_old_budget(tmp_path: Path) -> None:
     ).exit_code in (0, 3)
 
 
+@pytest.mark.slow
 def test_noise_on_the_weights_fails_the_old_budget(tmp_path: Path) -> None:
     noisy(tmp_path / "noisy.onnx", 0.6)
     base = Budget(Campaign("", data=str(DATA), samples=100, ber=1e-6, repeat=100))

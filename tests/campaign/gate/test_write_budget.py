@@ -26,6 +26,7 @@ def written(model: str | Path, path: str = "b.yaml", *, force: bool = False, **s
     return write_budget(model, base, path).checked
 
 
+@pytest.mark.slow
 def test_what_is_written_is_passed_and_lies_three_arms_from_what_was_measured(here: Path) -> None:
     checked = written("m.onnx", data="d.npz")
     assert checked.verdict == "pass"
@@ -78,6 +79,7 @@ def test_an_existing_budget_is_kept_unless_forced_and_then_keeps_its_choices(her
     assert second == Limit("critical", max_rise=0.5)
 
 
+@pytest.mark.slow
 def test_a_budget_gets_the_limits_that_its_model_can_have(here: Path) -> None:
     samples(here, labels=False, name="bare.npz")
     written("m.onnx", "bare.yaml", data="bare.npz")

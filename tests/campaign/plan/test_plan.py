@@ -230,6 +230,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", WAYS, ids=[next(iter(w)) + str(k) for k, w in enumerate(WAYS)])
 def test_a_written_plan_replays_as_itself(here: Path, fields: dict[str, Any]) -> None:
     plan = planned(**fields)

@@ -17,6 +17,7 @@ MODELS = [str(ROOT / f"models/fashion_cnn{tail}.onnx") for tail in ("", "_fp16",
 SWEEP = Campaign("", str(ROOT / "models/fashion_test.npz"), samples=100, ber=(1e-6, 1e-4), repeat=3, provider="cpu")
 
 
+@pytest.mark.slow
 def test_each_version_is_what_a_campaign_of_its_own_gives(tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -235,6 +235,7 @@ def hostile(here: Path) -> None:
     onnx.save(model, "m.onnx")
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(here: Path) -> None:
     hostile(here)
     found = singles(here)

@@ -106,6 +106,7 @@ def test_a_network_wise_sample_by_layer_and_bit(here: Path) -> None:
     assert stats.hypergeom.cdf(k, 1376, round(high), n) > 0.005 >= stats.hypergeom.cdf(k, 1376, round(high) + 1, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["layer", "layer-bit", "data-aware"])
 def test_strata_are_weighted_by_their_sites(here: Path, per: str) -> None:
     ran(campaign(single=True, margin=0.2, per=per, bits="28-31"), here / "s.db")

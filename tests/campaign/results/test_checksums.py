@@ -46,6 +46,7 @@ def refused(store: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "adaptive"])
 def test_a_bit_that_is_another_is_refused_or_changes_nothing(folder: Path, tmp_path: Path, kind: str) -> None:
     whole, store = (folder / f"{kind}.db").read_bytes(), tmp_path / "s.db"

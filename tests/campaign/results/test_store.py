@@ -261,6 +261,7 @@ CHANGES: list[tuple[dict[str, Any], Callable[[Path], None] | None, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "change", "message"), CHANGES, ids=[m for _, _, m in CHANGES])
 def test_another_campaign_is_refused_and_the_field_named(
     here: Path, five: Path, fields: dict[str, Any], change: Callable[[Path], None] | None, message: str

@@ -106,6 +106,7 @@ def _done(store: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_goes_on_to_the_same_rows(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for stop in (1, 64, 64, 30):
@@ -237,6 +238,7 @@ def test_a_width_that_no_sample_has_runs_the_whole_population(truth: tuple[Path,
     assert [fold.key for fold in found.by_bit] == [fold.key for fold in every.by_bit]
 
 
+@pytest.mark.slow
 def test_a_rate_that_never_shows_has_one_end(truth: tuple[Path, Report], tmp_path: Path) -> None:
     folder, _ = truth
     fields = {"model": str(folder / "m.onnx"), "data": str(folder / "d.npz"), "bits": "0-9"}
@@ -301,6 +303,7 @@ def test_strata_of_several_formats_are_distinguished(here: Path) -> None:
 # The gate
 
 
+@pytest.mark.slow
 def test_a_gate_decides_by_the_complete_rounds_when_time_runs_out(
     place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

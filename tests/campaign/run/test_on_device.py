@@ -162,6 +162,7 @@ def test_a_lost_device_ends_a_campaign_without_workers(device: Device, tmp_path:
         ran(campaign(tmp_path, bits="30", trials=40), tmp_path / "s.db")
 
 
+@pytest.mark.slow
 def test_a_worker_that_loses_its_device_is_no_outcome(device: Device, tmp_path: Path) -> None:
     """One error, whose trial is run again in a process of its own: every trial has the outcome that it has without."""
     once, log = tmp_path / "once", tmp_path / "log"
@@ -175,6 +176,7 @@ def test_a_worker_that_loses_its_device_is_no_outcome(device: Device, tmp_path: 
     assert outcomes_of(found) == whole
 
 
+@pytest.mark.slow
 def test_two_devices_have_a_worker_each(device: Device, tmp_path: Path) -> None:
     log = tmp_path / "log"
     device(devices=2, log=str(log))
@@ -202,6 +204,7 @@ def test_workers_by_default_are_cores_where_no_device_is_used(device: Device, tm
     assert default_workers(campaign(tmp_path, provider="auto")) == cores()
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_use_their_device_say_so(device: Device, tmp_path: Path) -> None:
     device()
     running = campaign(tmp_path)

@@ -175,6 +175,7 @@ def cases(name: str) -> list[str]:
         return sorted(key for key in held.files if key.endswith("/1"))
 
 
+@pytest.mark.slow
 @every_network
 def test_every_fault_gives_the_spikes_of_plain_snntorch(name: str) -> None:
     model = load(FOLDER / f"{name}.onnx")

@@ -78,6 +78,7 @@ def differing(word: Word, found: Words, expected: Words, body: str) -> int:
     return int(np.count_nonzero(differ))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "opset", "body"), CASES)
 def test_every_faulty_word_is_that_of_numpy(name: str, opset: int, body: str) -> None:
     word = WORDS[name]
@@ -126,6 +127,7 @@ def test_faults_in_one_sample_each(name: str, body: str) -> None:
     assert differing(word, run_words(armed, {"x": word.values(words)} | fed, word), expected.ravel(), body) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float64", "int8", "uint32", "int64"])
 @pytest.mark.parametrize("axes", [[], [1], [4], [2, 3], [1, 2, 3, 1, 2], [2, 0], [0, 3]])
 def test_ranks_and_empty_tensors(name: str, axes: list[int]) -> None:

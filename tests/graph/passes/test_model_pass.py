@@ -38,6 +38,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Source.of(SOURCES[request.param](tmp_path_factory.mktemp(request.param)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, indirect=True)
 @pytest.mark.parametrize("name", EVERY_PASS)
 def test_a_neutral_pass_keeps_what_a_model_is(name: str, source: Source) -> None:

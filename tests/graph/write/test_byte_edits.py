@@ -156,6 +156,7 @@ def agrees(data: Path | bytes) -> Model:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_models(path: Path, kind: str, tmp_path: Path) -> None:
@@ -163,6 +164,7 @@ def test_shipped_models(path: Path, kind: str, tmp_path: Path) -> None:
     assert prove(path, kind, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 @pytest.mark.parametrize("kind", [FLIPS, RATE])
 @pytest.mark.parametrize("name", FETCHED)
@@ -170,6 +172,7 @@ def test_fetched_models(name: str, kind: str, tmp_path: Path) -> None:
     assert prove(fetched(name), kind, tmp_path, Selector() if kind == RATE else None)
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 @pytest.mark.parametrize("name", FETCHED)
 def test_both_readers_agree_on_every_word_of_fetched_models(name: str) -> None:
@@ -253,6 +256,7 @@ def test_quantised_models(name: str, tmp_path: Path) -> None:
     assert {golden[id_].data_type for id_ in injected} <= {2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 def test_duplicate_opset_imports_are_said_and_kept(tmp_path: Path) -> None:
     # A second import of the default domain, appended to the bytes of a real model (field 8: domain "", version 17).
@@ -269,6 +273,7 @@ def test_duplicate_opset_imports_are_said_and_kept(tmp_path: Path) -> None:
         assert sum(o.domain == "" for o in imports) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RATE, RANDOM])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_models_in_external_data(path: Path, kind: str, tmp_path: Path) -> None:

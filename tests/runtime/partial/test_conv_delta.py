@@ -338,6 +338,7 @@ def images(draw: st.DrawFn) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
 
 
+@pytest.mark.slow
 @settings(max_examples=12 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=images(), bit=st.integers(21, 27))  # behind it another order of sums may overflow
 def test_networks_with_optimisation_come_to_what_the_whole_comes_to(

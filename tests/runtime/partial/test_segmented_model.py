@@ -18,6 +18,7 @@ from onnxfi.runtime.partial.reexecution import golden_outputs
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(model=nets(), outputs=st.booleans())
 def test_the_segments_give_the_bits_of_the_whole_model(

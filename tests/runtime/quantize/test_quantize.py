@@ -91,6 +91,7 @@ def test_every_mode_makes_a_model_that_runs_and_whose_weights_take_faults(
         assert prove(bench, [target])["seen"] == target.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["static per channel", "static entropy", "dynamic", "weight-only int4", "fp16", "bf16"]
 )
@@ -269,6 +270,7 @@ def test_campaigns_run_on_the_shipped_versions(name: str, tmp_path: Path) -> Non
     assert not any(r.error for r in run(weights, tmp_path / "w.db"))
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 @pytest.mark.parametrize("name", ["smart_turn_int8", "ddddocr_int8", "minilm_int8"])
 def test_campaigns_run_on_models_that_ship_quantised(name: str, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ SHARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_weights_and_biases_that_nodes_share_stay_what_they_are_for_each(name: str, tmp_path: Path) -> None:
     path, rng = saved(tmp_path / "m.onnx", SHARED[name]), np.random.default_rng(1)

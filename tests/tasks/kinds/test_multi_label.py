@@ -81,6 +81,7 @@ def test_metrics_are_scikit_learns_on_a_hundred_random_cases() -> None:
         assert {name: found[name] for name in wanted} == pytest.approx(wanted), case
 
 
+@pytest.mark.slow
 def test_binary_metrics_are_scikit_learns() -> None:
     random = np.random.default_rng(1)
     for _ in range(100):

@@ -31,6 +31,7 @@ def one_hot(masks: Array, classes: int) -> Array:
     return np.moveaxis(np.eye(classes, dtype=np.float32)[masks], -1, 1)
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     for _ in range(100):
