@@ -22,7 +22,7 @@ def test_chosen_flips_harm_more_than_many_more_random_ones(tmp_path: Path) -> No
     out = tmp_path / "attack.jsonl"
     found = attack(INT8, DATA, out, flips=2, samples=264, candidates=8, random_trials=2)
     (search,) = found.searches
-    assert len(search.flips) == 2 and search.harm[1].accuracy < search.golden - 0.05
+    assert len(search.flips) == 2 and search.harm[1].accuracy < search.golden - 0.02
     assert search.harm[1].accuracy < next(row.low for row in found.random if row.flips == 100)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["trial"] for line in lines[1:]] == [1, 2, 2]

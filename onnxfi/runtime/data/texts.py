@@ -31,7 +31,6 @@ from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.decoder_inputs import TOKENS
 from onnxfi.runtime.data.in_memory import LABELS
 from onnxfi.runtime.data.labels import NOT_SCORED
-from onnxfi.runtime.data.yaml_file import load_yaml
 from onnxfi.runtime.engine.ports import Array, Port, element_type, one_line
 
 #: The endings of files of texts and of items.
@@ -51,6 +50,8 @@ class TextWindows:
     @classmethod
     def read(cls, file: Path) -> TextWindows:
         """Read a YAML file; DataError names it and the key."""
+        from onnxfi.runtime.data.yaml_file import load_yaml  # most data has no such file
+
         given = load_yaml(file, "text preprocessing", DataError)
         if not isinstance(given, dict) or given.get("version") != 1:
             raise DataError(f"{str(file)!r} is not a text preprocessing of version 1; an example: {_EXAMPLE}")
