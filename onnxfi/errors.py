@@ -16,6 +16,8 @@ Every message is one line that says what is wrong, what is allowed, and what to 
     │   ├── ConversionError     a framework or its exporter refuses; `details` is its own text
     │   └── OutputError         the output cannot be written
     ├── CampaignError           the golden run is not deterministic, or a canary fault stays masked
+    │   └── NoCanaryError       no canary was seen in anything that is scored
+    ├── UnprovableError         part of a model for which no outcome can be proved; its trials run
     ├── RouteError              partial execution and the full model disagree
     ├── IsolationError          a call in a copy of the process failed, or went beyond its limits
     │   └── CrashError          a signal ended the copy

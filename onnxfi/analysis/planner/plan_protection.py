@@ -87,6 +87,12 @@ class PlannedProtection:
         The chosen options, and the bound of any choice.
     notes : tuple of str
         Remarks for people.
+
+    Examples
+    --------
+    >>> import dataclasses
+    >>> [field.name for field in dataclasses.fields(PlannedProtection)][:4]
+    ['plan', 'parts', 'rate', 'label']
     """
 
     plan: ProtectionPlan

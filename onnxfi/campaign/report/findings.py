@@ -155,7 +155,7 @@ def golden_sentence(one: CampaignRates) -> str:
     metric, golden = measured(one)
     if metric.name in one.golden["metrics"] and metric.golden:
         return f"Without faults {metric.label} is {metric.text(golden)}, on {one.golden['samples']:,} samples."
-    return f"Without labels, changed answers are counted, on {one.golden['samples']:,} samples."
+    return f"Changed answers are counted, on {one.golden['samples']:,} samples."
 
 
 def sweep_sentences(found: CampaignRates) -> Iterator[str]:
