@@ -124,6 +124,7 @@ def protect(
     Examples
     --------
     >>> import tempfile
+    >>> from onnxfi.runtime.data.sources import open_data
     >>> from onnxfi.runtime.engine.registry import engine_of
     >>> cnn = load("models/fashion_cnn.onnx")
     >>> data = open_data("models/fashion_test.npz", engine_of().prepare(cnn.path).inputs, limit=100)

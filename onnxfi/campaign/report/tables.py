@@ -154,7 +154,7 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    """Return a text as TeX prints it: no character of it is a command, and other letters than Latin ones are `?`.
+    r"""Return a text as TeX prints it: no character of it is a command, and other letters than Latin ones are `?`.
 
     >>> tex("a_b\\input{x} 5 %")
     'a\\_b\\textbackslash{}input\\{x\\} 5 \\%'

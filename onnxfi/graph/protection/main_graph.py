@@ -60,7 +60,7 @@ def outside_tensors(model: Model) -> tuple[OutsideTensor, ...]:
     --------
     >>> from onnxfi.graph.model.loading import load
     >>> [str(one) for one in outside_tensors(load("models/fashion_snn_scan.onnx"))][0]
-    "'node_scan__0.body::linear' (Gemm) in the body of the Scan"
+    "'steps.body::lif1_reset_above' (Greater) in the body of the Scan"
     """
     return tuple(one for scope in model.index.scopes if scope.path for one in _of_scope(scope))
 

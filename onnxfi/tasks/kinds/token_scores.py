@@ -63,7 +63,7 @@ class TokenScores:
     --------
     >>> reduction = TokenScores(np.array([[2, -1]]))
     >>> kept = reduction(Outputs.of(np.zeros((1, 2, 4), np.float32))).arrays[NAME]
-    >>> kept.shape, kept[0, 0, OWN] == np.float32(-np.log(4))
+    >>> kept.shape, bool(kept[0, 0, OWN] == np.float32(-np.log(4)))
     ((1, 2, 7), True)
     """
 

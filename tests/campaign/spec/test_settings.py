@@ -28,6 +28,7 @@ FREE = {
     "model",
     "data",
     "labels",
+    "dim",
     "preprocess",
     "neurons",
     "allow_links",
