@@ -25,7 +25,9 @@ import onnxfi
 ROOT = Path(__file__).parents[1]
 SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 MODELS = ROOT / "models"
-FILES = sorted(path for path in MODELS.iterdir() if path.suffix in (".onnx", ".npz", ".json", ".txt", ".jsonl", ".yaml"))
+FILES = sorted(
+    path for path in MODELS.iterdir() if path.suffix in (".onnx", ".npz", ".json", ".txt", ".jsonl", ".yaml")
+)
 
 
 def named(path: Path) -> str:

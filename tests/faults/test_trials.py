@@ -303,7 +303,7 @@ def test_draws_that_cannot_be() -> None:
         Sampler("bre", rate=0.5)
     with pytest.raises(InputError, match="--count 405 is out of range: the selection has 404 sites"):
         draw_faults(FaultSpace.over(NET[:2], Flip()), Sampler("count", n=405), Flip())
-    assert SAMPLERS == ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
+    assert SAMPLERS == ("ber", "count", "per-tensor", "exhaustive", "per-sample", "voltage", "temperature", "sites")
 
 
 @pytest.mark.parametrize("how", [Sampler("ber", rate=0.01), Sampler("count", n=20_000_001), Sampler("exhaustive")])
