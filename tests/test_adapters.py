@@ -111,6 +111,7 @@ def test_metrics_for_mlflow_are_those_of_the_report(work: Path) -> None:
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_the_stage_of_dvc_makes_its_metrics_and_plots(work: Path) -> None:
     stage = yaml.safe_load((ADAPTERS / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["resilience"]
     (work / "models").mkdir()
@@ -126,6 +127,7 @@ def test_the_stage_of_dvc_makes_its_metrics_and_plots(work: Path) -> None:
     assert {how["x"], how["y"]} <= set(head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "code", "verdict"), [(0.5, 0, "pass"), (1.0, 1, "fail")])
 def test_the_action_checks_and_tells_its_verdict(low: float, code: int, verdict: str, work: Path) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -154,6 +156,7 @@ def test_the_template_of_gitlab_takes_its_inputs(work: Path) -> None:
     assert done.returncode == 0 and Path(only["artifacts"]["reports"]["junit"]).is_file(), done.stderr
 
 
+@pytest.mark.slow
 def test_the_hooks_of_pre_commit(work: Path) -> None:
     hooks = {hook["id"]: hook for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))}
     onnxfi.manifest(load("model.onnx")).write(Path("model.onnx.manifest.json"))

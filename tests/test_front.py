@@ -62,6 +62,7 @@ class Dataset:
         return self.x[k], self.labels[k]
 
 
+@pytest.mark.slow
 def test_models_and_samples_in_memory_give_what_files_give(here: Path, arrays: dict[str, Any]) -> None:
     fields: dict[str, Any] = {"ber": 1e-2, "repeat": 3, "provider": "cpu"}
     found = outcomes(onnxfi.run("m.onnx", "d.npz", "files.db", **fields))

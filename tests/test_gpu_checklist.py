@@ -40,6 +40,7 @@ def test_every_check_holds_on_a_device_as_it_should_be() -> None:
     assert len(found) == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "simulation", "says"),
     [

@@ -47,6 +47,7 @@ def test_it_is_found_by_pytest() -> None:
     assert project["entry-points"]["pytest11"] == {"onnxfi": "onnxfi.pytest_plugin"}
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_loaded_until_a_test_uses_it(place: pytest.Pytester) -> None:
     place.makeconftest(
         """
@@ -105,6 +106,7 @@ def test_a_failing_assertion_reads_well_without_the_source(place: pytest.Pyteste
     )
 
 
+@pytest.mark.slow
 def test_what_is_not_decided_is_no_pass_and_says_why(place: pytest.Pytester) -> None:
     done = ran(
         place,
@@ -160,6 +162,7 @@ def test_seeds_keywords_and_the_markers_defaults(place: pytest.Pytester) -> None
     done.assert_outcomes(passed=3)
 
 
+@pytest.mark.slow
 def test_the_marker_chooses_tests_that_use_the_fixture(place: pytest.Pytester) -> None:
     test = """
     def test_other(): pass
@@ -175,6 +178,7 @@ def test_the_marker_chooses_tests_that_use_the_fixture(place: pytest.Pytester) -
     )
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(place: pytest.Pytester) -> None:
     done = ran(
         place,

@@ -90,6 +90,7 @@ def set_up(*arguments: object) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_archives_of_nmnist_become_folders_that_are_read(tmp_path: Path) -> None:
     inner = tmp_path / "Test.zip"
     with zipfile.ZipFile(inner, "w") as archive:

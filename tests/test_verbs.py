@@ -96,6 +96,7 @@ VERBS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_models_and_data_of_every_form(held: Any, verb: str) -> None:
     proto, arrays = held

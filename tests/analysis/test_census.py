@@ -67,6 +67,7 @@ def test_quantised_integers_count_from_their_zero_points(make: Callable[[], quan
         assert row.step is None or 0 < row.step[0] <= row.step[1]
 
 
+@pytest.mark.slow
 def test_a_model_is_read_in_chunks_with_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(0, 0.1, 999).astype(np.float32)
     values[::50] = 0

@@ -18,6 +18,7 @@ from onnxfi.errors import InputError
 MODEL, INT8, DATA = "models/fashion_cnn.onnx", "models/fashion_cnn_int8_qdq.onnx", "models/fashion_test.npz"
 
 
+@pytest.mark.slow
 def test_chosen_flips_harm_more_than_many_more_random_ones(tmp_path: Path) -> None:
     out = tmp_path / "attack.jsonl"
     found = attack(INT8, DATA, out, flips=2, samples=264, candidates=8, random_trials=2)

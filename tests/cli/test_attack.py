@@ -12,6 +12,7 @@ import pytest
 Run = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_tables_fit_80_columns_and_the_list_replays(run: Run, models: Path, here: Path) -> None:
     model, data = models / "fashion_cnn.onnx", models / "fashion_test.npz"
     small = ("--data", data, "--samples", "120")

@@ -212,6 +212,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["inspect", "inject", "eval"])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_that_is_none(run: Run, shared: Path, verb: str, model: str) -> None:
@@ -383,6 +384,7 @@ INJECT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", INJECT)
 def test_inject(run: Run, shared: Path, flags: str) -> None:
     words = [w for word in flags.split() for w in (["-o", ""] if word == "-o=" else [word])]
@@ -466,6 +468,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["inject", "eval"])
 @pytest.mark.parametrize("line", RUNS)
 def test_runs(run: Run, shared: Path, verb: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,6 +553,7 @@ def test_a_disk_that_fills_up_while_writing_keeps_no_half_file(place: Path, limi
     assert contents(place) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -604,6 +608,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("SIGINT", "ImportError"), ("SIGTERM", "ImportError"), ("SIGINT", "lost")])
 def test_a_stop_while_a_native_module_loads_is_a_stop(place: Path, name: str, kind: str) -> None:
     program = LOADING.format(name=name, kind=kind)
@@ -709,6 +714,7 @@ STRANGERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", STRANGERS)
 def test_a_file_of_a_stranger_has_no_code_run_unless_that_is_allowed(
     words: str, run: Run, models: Path, here: Path, monkeypatch: pytest.MonkeyPatch

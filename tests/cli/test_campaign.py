@@ -21,6 +21,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 # The commands from plan to report
 
 
+@pytest.mark.slow
 def test_a_campaign_stops_when_its_time_is_over_and_goes_on(run: Run, models: Path, here: Path) -> None:
     words = ["run", models / "fashion_cnn.onnx", "--data", models / "fashion_test.npz", "--samples", 20]
     words += ["--provider", "cpu", "--workers", 0, "--single", "--trials", 60, "-o", "s.db"]
@@ -66,6 +67,7 @@ def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
 # Documents
 
 
+@pytest.mark.slow
 def test_documents(run: Run, tiny: Path) -> None:
     words: tuple[Any, ...]
     for words in (
@@ -115,6 +117,7 @@ def test_documents_of_a_detector_and_of_trials_that_do_not_run(run: Run, tiny: P
     assert "synthetic inputs: rates on real inputs may differ" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["plan", "run", "report", "show", "merge"])
 def test_a_schema_refuses_what_is_not_described(run: Run, tiny: Path, verb: str) -> None:
     run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
@@ -159,6 +162,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in Path().iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -184,7 +188,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ),
         (
             "run m.onnx --ber 1e-3 --exhaustive",
-            "exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix",
+            "exactly one of ber, per_sample, voltage, temperature, single, adaptive, exhaustive, faults, mix",
         ),
         ("run m.onnx --ber 1e-3 --seed -1", "seed -1 is out of range; give a whole number from 0 to 2**64 - 1"),
         ("run m.onnx --ber 1e-3 --due crahs", "due 'crahs' is unknown; closest: 'crash'"),

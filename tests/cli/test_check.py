@@ -116,6 +116,7 @@ def test_files_for_servers_and_people(run: Run) -> None:
     assert text.count("\n|") == 4
 
 
+@pytest.mark.slow
 def test_the_same_commit_gives_the_same_verdict_byte_for_byte(run: Run) -> None:
     words = ("check", "m.onnx", "--budget", "b.yaml", "--json")
     first = run(*words, "--workers", 2)
@@ -143,6 +144,7 @@ def test_a_kept_store_is_one_of_onnxfis(run: Run) -> None:
 # ---------------------------------------------------------------------- writing
 
 
+@pytest.mark.slow
 def test_a_budget_is_written_and_passed(run: Run) -> None:
     ran = run(
         "check", "m.onnx", "--data", "d.npz", "--budget", "new.yaml", "--write-budget", "--seed", 3, "--workers", 0

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from tiny_campaigns import mlp
 
 
+@pytest.mark.slow
 def test_compare_runs_in_its_own_process_too(run: Run, tiny: Path) -> None:
     mlp(tiny, name="other.onnx", seed=3)
     words = ["compare", "m.onnx", "other.onnx", *DATA, "--ber", "1e-2", "--repeat", 2, "--json"]
@@ -31,6 +32,7 @@ def versions() -> list[str]:
     return [str(ROOT / f"models/fashion_cnn{tail}.onnx") for tail in ("", "_fp16", "_int8_qdq")]
 
 
+@pytest.mark.slow
 def test_compare_prints_one_table_and_one_document(run: Run, here: Path) -> None:
     words = ("compare", *versions(), *ON, "--ber", "1e-6:1e-4", "--repeat", "2", "--workers", "0", "-o", "stores")
     ran = run(*words)

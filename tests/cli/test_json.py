@@ -152,6 +152,7 @@ def test_inspect_of_every_number_format_and_hiding_place(run: Run, save: Callabl
     assert (scalar["shape"], scalar["elements"], scalar["bits"]) == ([], 1, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 def test_inspect_of_fetched_models(run: Run, fetched: Path) -> None:
     for path in sorted(fetched.glob("*.onnx")):
@@ -218,6 +219,7 @@ def test_the_document_says_what_was_written(run: Run, here: Path, models: Path) 
         assert int(fault["before"], 16) ^ int(fault["after"], 16) == sum(1 << bit for bit in fault["bits"])
 
 
+@pytest.mark.slow
 def test_at_most_ten_thousand_faults_are_listed(run: Run, models: Path) -> None:
     found = run("inject", models / "fashion_cnn.onnx", "--count", 10_001, "--json").json
     assert (len(found["faults"]), found["faults_total"]) == (10_000, 10_001)
@@ -301,6 +303,7 @@ def test_a_faulty_model_that_does_not_run_is_an_answer(run: Run, save: Callable[
     assert "the faulty model does not run: ONNX Runtime" in ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 @pytest.mark.parametrize("name", ["ddddocr_int8", "magika", "rapidocr_cls", "silero_vad"])
 def test_fetched_models(run: Run, fetched: Path, name: str) -> None:

@@ -81,6 +81,7 @@ def contents(place: Path) -> dict[str, Any]:
     return {p.name: p.lstat().st_mtime_ns if p.name == "folder" else p.lstat().st_mode for p in place.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_goes_to_no_pipe_link_folder_or_dash(run: Run, place: Path, kind: str) -> None:
     before = contents(place)
@@ -100,6 +101,7 @@ def test_a_file_goes_to_no_pipe_link_folder_or_dash(run: Run, place: Path, kind:
     assert stat.S_ISFIFO(Path("pipe").lstat().st_mode) and Path("link").is_symlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("inject", "m.onnx", "--count", "1"), ("manifest", "m.onnx")])
 def test_a_model_goes_to_standard_output(place: Path, words: tuple[str, ...]) -> None:
     before = contents(place)

@@ -66,6 +66,7 @@ def test_what_is_refused_is_one_line(run: Run, here: Path) -> None:
     assert sorted(p.name for p in here.iterdir()) == ["nan.npz", "random.onnx"]
 
 
+@pytest.mark.slow
 def test_a_paired_comparison_prints_tables_and_a_document(run: Run, here: Path) -> None:
     images = np.load(TEST)
     np.savez("score.npz", image=images["image"][1000:1020], labels=images["labels"][1000:1020])
@@ -80,6 +81,7 @@ def test_a_paired_comparison_prints_tables_and_a_document(run: Run, here: Path) 
     assert "of its own the second model has 384 of" in ran.out
 
 
+@pytest.mark.slow
 def test_a_stage_of_a_pipeline_is_protected_and_its_alarms_count(run: Run, here: Path) -> None:
     file = cascade(here, 20)
     on = ("--data", "d.npz", "--provider", "cpu", "--allow-code", "--stage", "reader")
@@ -139,6 +141,7 @@ def test_flags_of_a_paired_comparison_go_together(run: Run, here: Path) -> None:
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and message in ran.err, ran.err
 
 
+@pytest.mark.slow
 def test_a_memory_code_says_what_became_of_its_blocks(run: Run, here: Path) -> None:
     words = (
         "run",

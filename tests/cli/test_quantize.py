@@ -15,6 +15,7 @@ CNN, TEST = str(ROOT / "models/fashion_cnn.onnx"), str(ROOT / "models/fashion_te
 ON = ("--data", TEST, "--samples", "60", "--provider", "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -25,6 +25,7 @@ from onnxfi.errors import OnnxfiError
 ADAPTIVE = ("--single", "--adaptive", "--margin", 0.1)
 
 
+@pytest.mark.slow
 def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, tiny: Path) -> None:
     planned = run("plan", "m.onnx", *ADAPTIVE)
     assert planned.out.splitlines()[:3] == [
@@ -55,6 +56,7 @@ def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, t
     assert run("run", "m.onnx", *DATA, *ADAPTIVE, "-o", "a.db").err.count("trials are in a.db already") == 1
 
 
+@pytest.mark.slow
 def test_an_adaptive_campaign_says_what_it_does_not_know(run: Run, tiny: Path) -> None:
     wide = ("--single", "--adaptive", "--margin", 0.15)
     found = run("run", "m.onnx", *DATA, *wide, "--rate", "any", "-o", "any.db").out
@@ -125,6 +127,7 @@ def test_errors_of_the_harness_are_counted(run: Run, tiny: Path, monkeypatch: py
     assert run("run", "m.onnx", *DATA, "--ber", "1", "--repeat", 3, "-o", "t.db").code == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done(tiny: Path) -> None:
     words = ["m.onnx", "--data", "d.npz", "--provider", "cpu", "--exhaustive", "--workers", "2", "-o", "s.db"]
     process = subprocess.Popen(

@@ -115,6 +115,7 @@ def long_names(save: Callable[..., str], here: Path) -> str:
     return "m.onnx"
 
 
+@pytest.mark.slow
 @needs_pty
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_tables_fit_the_terminal_and_say_what_is_left_out(long_names: str, columns: int) -> None:

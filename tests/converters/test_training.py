@@ -51,6 +51,7 @@ def test_a_step_draws_the_faults_of_inject_in_a_file_of_the_same_tensors() -> No
     assert [f.site for f in plan.faults(1)] != [f.site for f in plan.faults(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", sorted({e for m in fault_models().values() for e in m.examples}))
 def test_faults_of_a_file_affect_the_same_words_of_transposed_parameters(text: str) -> None:
     model = load(MODEL)

@@ -241,6 +241,7 @@ def test_a_stuck_at_that_meets_its_own_value_is_kept() -> None:
 # ------------------------------------------------------------------------------------------------ draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ber", "count", "per-tensor", "exhaustive"])
 @given(seed=U64, trial=st.integers(1, 10**9))
 def test_a_draw_is_a_pure_function(kind: str, seed: int, trial: int) -> None:

@@ -102,6 +102,7 @@ def test_sizes_pad_the_last_byte(word: Word, elements: int) -> None:
 # ------------------------------------------------------------------------------------------------ words and numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [w for w in WORDS.values() if w.bits <= 16], ids=lambda w: w.name)
 def test_every_word_is_its_number_and_back(word: Word) -> None:
     every = np.arange(1 << word.bits, dtype=np.uint64)
@@ -234,6 +235,7 @@ def test_floats_take_whole_numbers_of_any_size(word: Word) -> None:
     assert np.array_equal(word.words(np.array([10**20, 3], object)), word.words(np.array([1e20, 3.0])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [w for w in FLOATS if w.bits <= 16], ids=lambda w: w.name)
 def test_floats_round_to_the_nearest_ties_to_even(word: Word) -> None:
     finite = [(decode(word, b), b) for b in range(1 << word.bits)]

@@ -29,6 +29,7 @@ def data_for(model: Model, samples: int = 80) -> Data:
     return open_data(TEST, ENGINE.prepare(model.path or b"").inputs, limit=samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_cnn", "fashion_gru"])
 @pytest.mark.parametrize("what", ["range:clip", "range:zero", "range:average:per=channel", "nan-filter"])
 def test_fault_free_outputs_stay_byte_for_byte(name: str, what: str, tmp_path: Path) -> None:

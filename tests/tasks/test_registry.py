@@ -55,6 +55,7 @@ def test_a_golden_answer_has_the_declared_values(task: Task) -> None:
         assert sum(task.metric(name).value(lost.outcome, lost.metrics) or 0 for name in names) == 1
 
 
+@pytest.mark.slow
 @every_task
 def test_declared_orders_hold(task: Task) -> None:
     random = np.random.default_rng(0)

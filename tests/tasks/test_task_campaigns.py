@@ -112,6 +112,7 @@ def test_campaigns_agree_by_every_route(case: Case, here: Path) -> None:
     assert shown.task.metric(case.metric).label in page([shown])
 
 
+@pytest.mark.slow
 @every_case
 def test_a_budget_limits_the_metric_of_a_task(case: Case, here: Path) -> None:
     fields = prepared(case, here)

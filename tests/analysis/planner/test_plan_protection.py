@@ -43,6 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_forecast_is_what_every_fault_does_to_the_protected_model(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_half_of_a_ranking_forecasts_what_all_faults_do(place: Path, monkeypatch
     assert found.unprotected.low <= bare <= found.unprotected.high
 
 
+@pytest.mark.slow
 def test_detectors_against_faults_in_activations(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     found = plan_protection("activations.db", "macs=400%", ["triplicate", "duplicate", "checksum"])

@@ -141,6 +141,7 @@ def test_batches_change_nothing(here: Path) -> None:
 # Stop, go on, extend, share out, replay
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"trials": 20}, {"ber": 0.02, "repeat": 6}], ids=["single", "sweep"])
 def test_resumed_shared_out_and_replayed_it_is_the_same(here: Path, fields: dict[str, Any]) -> None:
     asked = campaign(**({"single": True} if "trials" in fields else {}), **fields)
@@ -158,6 +159,7 @@ def test_resumed_shared_out_and_replayed_it_is_the_same(here: Path, fields: dict
     assert tables(here / "r.db")["results"] == tables(here / "whole.db")["results"]
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(here: Path) -> None:
     ran(campaign(trials=6, single=True), here / "one.db")
     ran(campaign(trials=6, single=True), here / "two.db", workers=1)
@@ -293,6 +295,7 @@ def test_a_step_of_a_loop_in_a_loop_is_one_of_the_inner(here: Path) -> None:
         assert stacked(bench.longest(bench.prepare(made.header, faults))[1]).tobytes() == want.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["scale:factor=-3", "noise:sigma=2"])
 def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> None:
     loop(here)

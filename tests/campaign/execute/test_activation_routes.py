@@ -49,6 +49,7 @@ def test_faults_in_activations_have_the_same_outcome_by_every_route(
         assert (found[k].outcome, found[k].metrics) == (plain.outcome, plain.metrics), (one, found[k].route)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimization", ["off", "all"])
 def test_a_fault_in_an_activation_of_all_samples_runs_what_it_reaches(here: Path, optimization: str) -> None:
     net = Net()

@@ -128,6 +128,7 @@ def test_limits_are_kept_and_can_be_changed(here: Path) -> None:
     assert kept() == (7.5, size), "the same command goes on with the same limits"
 
 
+@pytest.mark.slow
 @linux
 def test_a_limit_below_what_the_model_needs_is_refused(here: Path) -> None:
     whole = campaign("m.onnx", exhaustive=False, single=True, trials=4)
@@ -140,6 +141,7 @@ def test_a_limit_below_what_the_model_needs_is_refused(here: Path) -> None:
     assert tables(here / "s.db")["results"] == tables(here / "whole.db")["results"]
 
 
+@pytest.mark.slow
 def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
     assert tasks == [int, THIS_WORKER.open_early]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -190,6 +193,7 @@ RESHAPING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", RESHAPING.values(), ids=RESHAPING)
 def test_a_fault_that_changes_shapes_has_the_outcome_of_the_whole_by_every_route(here: Path, graph: str) -> None:
     model = parser.parse_model(HEAD + graph)

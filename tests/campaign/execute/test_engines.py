@@ -99,6 +99,7 @@ def test_workers_run_the_engine_of_the_campaign(name: str, model: str, here: Pat
         assert opened.get("environment")["runtime"].startswith({"reference": "onnx ", "openvino": "openvino "}[name])
 
 
+@pytest.mark.slow
 def test_a_store_of_another_engine_is_refused_and_so_are_other_settings(model: str, here: Path) -> None:
     ran(campaign(model, engine="reference"), here / "s.db")
     with pytest.raises(StoreError, match=r'another campaign: engine: "reference" in the store, now "onnxruntime"'):

@@ -84,6 +84,7 @@ def test_a_fault_in_the_cache_is_an_edit_between_two_runs(tmp_path: Path, number
     assert changed > 3
 
 
+@pytest.mark.slow
 def test_a_step_in_prefill_and_one_behind_it_give_what_a_faulty_graph_gives(tmp_path: Path) -> None:
     """A stuck activation in all steps is the same as the graph with that number added to it, as a bias."""
     executor = TrialExecutor.open(

@@ -90,6 +90,7 @@ def test_both_forms_have_the_same_faults(here: Path, persistence: str, include: 
     assert {row[1] for row in results(here / "flat.db")} == {"masked", "sdc"}
 
 
+@pytest.mark.slow
 def test_a_fault_from_a_step_on_is_one_in_each_of_its_steps(here: Path) -> None:
     ran(in_flight(persistence="from"), here / "s.db")
     with Store.open(here / "s.db") as store:

@@ -83,6 +83,7 @@ WAYS_OF_BLOCKS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["qoperator", "qdq"])
 def test_weights_in_blocks_of_four_bits_run_by_routes_as_by_the_whole(tmp_path: Path, form: str) -> None:
     """A product of blocks sums in another way where it is cut; an answer that stays leaves every metric as it is."""

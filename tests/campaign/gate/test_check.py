@@ -111,6 +111,7 @@ def test_alpha_is_divided_by_the_limits_that_rest_on_an_interval(here: Path) -> 
     assert "each interval holds with 0.996667, all together with 0.99" in three.conditions()
 
 
+@pytest.mark.slow
 def test_a_limit_inside_the_interval_is_not_decided(here: Path) -> None:
     middle = check("m.onnx", only(SWEEP, Limit("sdc1", max=0.9))).findings[0].interval
     assert 0 < middle.low < middle.high < 1
@@ -123,6 +124,7 @@ def test_a_limit_inside_the_interval_is_not_decided(here: Path) -> None:
     assert check("m.onnx", only(SWEEP, Limit("sdc1", max=middle.low * 0.99))).verdict == "fail"
 
 
+@pytest.mark.slow
 def test_an_exhaustive_campaign_leaves_nothing_open(here: Path) -> None:
     every = Campaign("", data="d.npz", exhaustive=True, include="b1", bits="20-31")
     truth = check("m.onnx", only(every, Limit("sdc1", max=1))).findings[0].interval

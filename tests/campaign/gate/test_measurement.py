@@ -92,6 +92,7 @@ def test_a_baseline_of_another_network_is_refused(here: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_baseline_that_is_none(here: Path) -> None:
     wanted = only(SWEEP, Limit("sdc1", max_rise=0.5))
     list(run(replace(SWEEP, model="m.onnx"), "whole.db"))

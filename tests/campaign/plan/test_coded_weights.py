@@ -40,6 +40,7 @@ def test_what_is_detected_is_due(tmp_path: Path) -> None:
     assert blocks.startswith("memory code secded: blocks with errors: ") and due in page([coded])
 
 
+@pytest.mark.slow
 def test_codes_in_the_words_run_on_the_encoded_network(tmp_path: Path) -> None:
     cep, mset = (found(tmp_path, ber=1e-4, repeat=4, memory_code=code) for code in ("cep", "mset"))
     bare = found(tmp_path, ber=1e-4, repeat=4)

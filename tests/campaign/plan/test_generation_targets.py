@@ -58,6 +58,7 @@ def replayed(place: Path, lines: str, task: str = TASK) -> None:
     make_plan(made, TrialExecutor.open(made).opened.fault_targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "words"),
     [('"sample": 1, "from": 10', "sample 1 has 10 steps, 0 to 9"), ('"sample": 3, "from": 1', "no sample 3"),

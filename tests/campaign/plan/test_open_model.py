@@ -40,6 +40,7 @@ def test_a_large_model_is_opened_from_a_draft_and_answers_alike(
     assert [(r.outcome, r.metrics) for r in run(plain, here / "large.db")] == small and asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
 def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
     rng, width, layers = np.random.default_rng(0), 256, 12
@@ -73,6 +74,7 @@ def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.M
     assert sum(trace.size for trace in read.traces) <= size // 2, "of what was read, a few that have faults are kept"
 
 
+@pytest.mark.slow
 def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,6 +342,7 @@ def test_places_that_cannot_be_written(here: Path) -> None:
 # Size
 
 
+@pytest.mark.slow
 def test_a_plan_is_a_stream(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxfi.campaign.plan.plan.BLOCK", 512)
     mlp(here, name="large.onnx", hidden=2000)

@@ -54,6 +54,7 @@ def simulated(seed: int, rates: list[list[float]], size: int, draws: int) -> Ada
     )
 
 
+@pytest.mark.slow
 def test_intervals_of_layers_fields_and_other_rates_hold_the_truth() -> None:
     rates = [[0.0, 0.02, 0.3], [0.01, 0.0, 0.9]]
     folds = {"all": range(6), "l0": range(3), "l1": range(3, 6), "field 2": (2, 5), "field 0": (0, 3)}

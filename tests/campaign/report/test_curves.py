@@ -53,6 +53,7 @@ def test_a_silent_curve_shows_what_is_lost_to_due_as_well(here: Path) -> None:
     assert "with DUE" in [line.get_label() for line in axes.lines]
 
 
+@pytest.mark.slow
 def test_formats_of_papers(here: Path) -> None:
     found = sweep(here)
     written = write_figures([found], here / "f", kinds=("pdf",))

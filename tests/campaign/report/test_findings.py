@@ -63,6 +63,7 @@ def test_shares_are_those_of_the_trials_and_sum_to_one(here: Path) -> None:
         assert lost[fold.key].low <= found_here.lost <= lost[fold.key].high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"per": "layer"}, {"per": "layer-bit", "margin": 0.45, "bits": "29-30"}])
 def test_harm_belongs_to_layers_and_bits_as_sites_do(here: Path, fields: dict[str, object]) -> None:
     found = singles(here, **fields)

@@ -48,6 +48,7 @@ def test_means_are_those_of_the_rows_of_each_element(by_bit: Path) -> None:
         np.testing.assert_allclose(found.means[index], expected)
 
 
+@pytest.mark.slow
 def test_the_figure_is_written_and_on_the_page(by_bit: Path, tmp_path: Path) -> None:
     one = report(by_bit)
     written = [path.name for path in write_figures([one], tmp_path, ("conv1.weight",))]

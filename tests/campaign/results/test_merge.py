@@ -20,6 +20,7 @@ def campaign(**fields: Any) -> Campaign:
     return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **way, **fields})
 
 
+@pytest.mark.slow
 def test_shards_merge_to_the_whole_in_any_order_and_twice(here: Path) -> None:
     fields: dict[str, Any] = {"single": True, "margin": 0.15, "per": "layer"}
     ran(campaign(**fields), here / "whole.db")

@@ -92,6 +92,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_while_the_plan_is_written_there_is_no_plan(here: Path) -> None:
     ran(campaign(), here / "whole.db")
     words = command("m.onnx", "--data", "d.npz", "--single", "--trials", 60, "-o", "killed.db")
@@ -151,6 +152,7 @@ def test_one_worker_or_three_give_the_same_rows(here: Path, fields: dict[str, An
     assert tables(here / "0.db") == tables(here / "1.db") == tables(here / "3.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["deleted", "moved", "replaced"])
 def test_a_store_that_goes_away_under_a_run_ends_it_at_once(
     here: Path, monkeypatch: pytest.MonkeyPatch, gone: str
@@ -187,6 +189,7 @@ def test_a_run_that_is_killed_leaves_all_that_it_wrote_in_the_file_itself(
 # Longer and shorter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "long"),
     [

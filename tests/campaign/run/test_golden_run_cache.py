@@ -96,6 +96,7 @@ def test_scores_of_another_machine_are_not_believed(here: Path, own_cache: Path)
     assert file.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_all_that_fixes_the_scores_is_in_the_name(here: Path, own_cache: Path) -> None:
     samples(here, n=13, name="e.npz")
     mlp(here, name="n.onnx", seed=9)

@@ -60,6 +60,7 @@ def events(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["weights", "activations"])
 @pytest.mark.parametrize("route", ["auto", "full"])
 def test_a_device_that_rounds_as_the_cpu_has_its_outcomes(

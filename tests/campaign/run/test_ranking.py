@@ -42,6 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_intervals_hold_the_true_rates(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     ran(campaign("tensor", bits="28-31"), place / "high.db")
@@ -61,6 +62,7 @@ def test_the_intervals_hold_the_true_rates(place: Path, monkeypatch: pytest.Monk
     assert all(means[first.name] >= means[one.name] - 0.1 for one in rest)
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_goes_on_to_the_same_rows(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for n in (1, 70, 100):
@@ -72,6 +74,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_rows(place: Path, monkeypatch: 
     assert tables(place / "stopped.db") == tables(place / "tensor.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["layer", "bit", "channel"])
 def test_layers_bits_and_channels_are_parts_too(place: Path, rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)

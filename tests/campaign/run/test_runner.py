@@ -84,6 +84,7 @@ def _rows(store: Path) -> list[Any]:
 # Workers that die, hang, or are not like the others
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_worker_twice_is_a_crash_and_takes_no_other_with_it(here: Path) -> None:
     ran(campaign(), here / "whole.db")
     trial = """
@@ -128,6 +129,7 @@ def test_a_trial_that_hangs_is_ended_and_reported(here: Path, monkeypatch: pytes
     assert meta(here / "whole.db", "timeout_s") >= 10
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_work_end_the_run_and_are_no_outcome(here: Path) -> None:
     for begin, message in (
         ("os.kill(os.getpid(), signal.SIGKILL)", "a worker process dies before its first trial"),

@@ -45,6 +45,7 @@ def test_a_rate_is_added_and_the_others_stay() -> None:
     assert nothing == []
 
 
+@pytest.mark.slow
 def test_one_rate_alone_is_added_and_asked_for_again() -> None:
     run(ber=[1e-2, 1e-1], repeat=2)
     found, ran = run(ber=0.5, repeat=3)

@@ -27,6 +27,7 @@ def test_every_field_has_an_example_and_a_flag() -> None:
     assert set(EXAMPLES) > KEYS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_python_yaml_and_flags_say_the_same(name: str, here: Path, flags: Callable[..., str]) -> None:
     (here / "ops.so").touch()

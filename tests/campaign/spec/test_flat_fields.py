@@ -19,6 +19,7 @@ from onnxfi.campaign.spec.flat_fields import flat, given_fields
 from onnxfi.errors import SpecError
 
 
+@pytest.mark.slow
 @given(design=designs, other=others)
 def test_flat_fields_give_the_campaign_and_the_campaign_gives_them(
     design: dict[str, Any], other: dict[str, Any]

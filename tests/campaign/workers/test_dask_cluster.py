@@ -52,6 +52,7 @@ def workers(two: Cluster) -> Cluster:
     return two
 
 
+@pytest.mark.slow
 def test_the_rows_are_those_of_one_process_and_files_travel_by_content(
     here: Path, workers: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -283,6 +284,7 @@ def test_limits_of_others_workers_are_their_own(here: Path, workers: Cluster) ->
         run(campaign(), here / "s.db", executor=others, worker_memory_bytes=1 << 30)
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'onnxfi\[distributed\]'"), cluster(local=1):

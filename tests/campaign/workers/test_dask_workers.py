@@ -55,6 +55,7 @@ def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_lef
     assert "did not start again; another one takes its place" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the trials look at limits of Linux")
 def test_where_no_worker_is_left_a_campaign_ends_with_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed.nanny import WorkerProcess

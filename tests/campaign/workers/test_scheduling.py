@@ -144,6 +144,7 @@ def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(
     assert [result.trial for [result] in found] == list(range(1, 9)) and not any(r.error for [r] in found)
 
 
+@pytest.mark.slow
 @settings(max_examples=4 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=nets(), kept_bytes=st.sampled_from([1 << 30, 0]), in_activations=st.booleans())
 def test_any_network_shared_by_four_threads(

@@ -60,6 +60,7 @@ RESTRICTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "default"), RESTRICTED.items(), ids=range(len(RESTRICTED)))
 def test_by_default_a_fault_lands_before_a_range_restriction(nodes: str, default: list[str]) -> None:
     quantisation = "s = Constant<value_float=0.1>() z = Constant<value=uint8 {128}>()" if "Quantize" in nodes else ""

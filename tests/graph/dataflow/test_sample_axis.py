@@ -22,6 +22,7 @@ def placed(graph: str, **weights: Array) -> dict[str, Activation]:
     return {a.name: a for a in activations(load(model))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "name", "place"),
     [

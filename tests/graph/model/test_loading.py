@@ -248,6 +248,7 @@ def test_a_model_cut_short_at_every_byte() -> None:
     assert ends.count("accepted") <= 3  # cut between two fields of the model itself, behind the graph
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_model_changed() -> None:
     data = rich_model()
     ends = []
@@ -267,6 +268,7 @@ SHAPES: list[list[int]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", SHAPES, ids=lambda dims: f"{dims[0]}x{len(dims)}")
 @pytest.mark.parametrize("form", ["raw", "packed", "unpacked", "external"])
 def test_shapes_that_no_tensor_has(tmp_path: Path, dims: list[int], form: str) -> None:
@@ -322,6 +324,7 @@ print((peak() - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

@@ -27,6 +27,7 @@ from onnxfi.runtime.inject.weights import inject, sample, undo
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", quantized_models.ALL, ids=lambda make: make.__name__)
 def test_the_canary_is_seen(make: Callable[[], quantized_models.OneLayer], tmp_path: Path) -> None:
     layer = make()

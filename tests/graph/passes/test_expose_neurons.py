@@ -73,6 +73,7 @@ def test_a_loop_carries_its_neurons() -> None:
     assert not run_network(dead or b"", x)["y"][..., 2].any()
 
 
+@pytest.mark.slow
 @every_network
 @pytest.mark.parametrize("level", ["off", "all"])
 def test_exposed_networks_answer_as_before(name: str, level: str) -> None:

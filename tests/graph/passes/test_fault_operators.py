@@ -147,6 +147,7 @@ def test_ranks_and_empty_tensors(name: str, axes: list[int]) -> None:
         assert differing(word, found, expected.ravel(), "portable") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float32", "float64", "bfloat16", "int8", "uint16"])
 @pytest.mark.parametrize("fault", [Scale(0.5), Scale(-3), Add(0.25), Add(-1e3)])
 def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Add) -> None:

@@ -102,6 +102,7 @@ def grouped(group: int, channels: int, kernel: tuple[int, ...], dtype: int = 1) 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "channels", "kernel"), [(6, 6, (3, 2)), (6, 12, (3,)), (3, 9, (3, 2)), (2, 8, (3,)), (1, 4, (3, 2))]
 )

@@ -45,6 +45,7 @@ def test_layers_of_exported_networks(name: str) -> None:
     assert [layer.kind for layer in found.layers] == ["Leaky" if "dynamo" in name else "integrate-and-fire"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("build", [unrolled, scanned])
 @pytest.mark.parametrize("layers", [1, 2, 3])

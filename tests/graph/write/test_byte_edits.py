@@ -246,6 +246,7 @@ def test_slanet_plus_holds_its_decoder_in_a_loop(tmp_path: Path) -> None:
     assert all(".body::" in id_ for id_ in injected)
 
 
+@pytest.mark.slow
 @pytest.mark.fetched
 @pytest.mark.parametrize("name", ["smart_turn_int8", "ddddocr_int8"])
 def test_quantised_models(name: str, tmp_path: Path) -> None:

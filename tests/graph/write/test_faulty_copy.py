@@ -119,6 +119,7 @@ def test_a_stuck_bit_that_meets_its_own_value_changes_nothing() -> None:
         assert [f.changed for f in done.sample.faults] == [False, False]
 
 
+@pytest.mark.slow
 def test_many_resized_numbers_cost_as_a_few() -> None:
     # 200,000 negative numbers of ten bytes, half of which become short: chunks must be joined, not written one by one.
     words = [0xFF] * 200_000

@@ -221,6 +221,7 @@ def test_a_campaign_on_a_fused_model_writes_the_model_of_a_trial(fused: Path, tm
         assert row.metrics["top1"] == pytest.approx((faulty.argmax(1) == labels).mean()), row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "level"),
     [

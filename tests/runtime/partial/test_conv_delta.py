@@ -103,6 +103,7 @@ def alone(folder: Path, one: str, value: NDArray[np.float32]) -> NDArray[np.floa
     return OrtEngine(provider="cpu").prepare(made.SerializeToString()).run({node.input[0]: value})[one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -142,6 +143,7 @@ def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[st
             assert np.array_equal(np.isnan(given), ~finite) and same_bytes(given[finite], known[finite])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"bias": False}, {"channels": 48}, {"strides": [2, 2]}], ids=str)
 def test_segments_have_the_bits_of_the_golden_run(tmp_path: Path, how: Mapping[str, Any]) -> None:
     file = net(tmp_path, **how)
@@ -210,6 +212,7 @@ def branches(folder: Path, other: str) -> str:
     return str(folder / "net.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["Conv", "Tanh", ""])
 def test_what_is_added_and_differs_itself_is_not_golden(tmp_path: Path, other: str) -> None:
     how: dict[str, Any] = {
@@ -288,6 +291,7 @@ def test_what_has_no_terms(tmp_path: Path, change: dict[str, Any]) -> None:
     assert largest_conv_sum(graph, range(len(graph.reads)), {"r0"}) is None
 
 
+@pytest.mark.slow
 def test_campaigns_come_to_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = net(tmp_path)
     faulty = ConvDelta.faulty_entry

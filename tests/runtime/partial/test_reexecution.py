@@ -16,6 +16,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.runtime.data.sample_outputs import stacked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STEPS)
 def test_each_kind_of_node_runs_by_a_shorter_route(kind: str, tmp_path: Path) -> None:
     net = Net()
@@ -60,6 +61,7 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
     assert kind == "full"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [("conv", "relu", "conv"), ("conv", "conv", "skip", "relu", "conv", "skip")])
 def test_convolutions_have_the_bits_of_the_whole_model_also_where_they_are_fused(
     kinds: tuple[str, ...], tmp_path: Path

@@ -30,6 +30,7 @@ def test_the_segments_give_the_bits_of_the_whole_model(
     assert stacked(own).tobytes() == bench.golden_runs.run()[0].scores.tobytes()
 
 
+@pytest.mark.slow
 def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     for kind in ("conv", "relu", "conv", "skip", "conv"):

@@ -21,6 +21,7 @@ from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.partial.single_sample import SingleSample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimization", ["off", "all"])
 def test_a_fault_in_an_activation_of_one_sample_runs_that_sample_alone(
     here: Path, optimization: str, monkeypatch: pytest.MonkeyPatch

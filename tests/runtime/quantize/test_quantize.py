@@ -126,6 +126,7 @@ def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
     assert integers.clipped == 0
 
 
+@pytest.mark.slow
 def test_excluded_nodes_stay_in_float(images: Data, tmp_path: Path) -> None:
     for recipe in (Recipe("dynamic", exclude=("fc2",)), Recipe("weight-only", exclude=("fc2",)),
                    Recipe("bf16", exclude=("fc2",)), Recipe("fp16", exclude=("fc2",)),
@@ -175,6 +176,7 @@ def test_on_x86_activations_are_uint8_and_this_is_said(
         assert any("activations are uint8" in note for note in done.notes) is said
 
 
+@pytest.mark.slow
 def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Path) -> None:
     proto = onnx.load(CNN)
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
