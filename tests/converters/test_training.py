@@ -56,7 +56,10 @@ def test_a_step_draws_the_faults_of_inject_in_a_file_of_the_same_tensors() -> No
 def test_faults_of_a_file_affect_the_same_words_of_transposed_parameters(text: str) -> None:
     model = load(MODEL)
     rate = 1e-4 if parse_fault(text).unit == "bit" else 1e-3
-    listed = sample(model, ber=rate, fault=text, seed=3).faults
+    try:
+        listed = sample(model, ber=rate, fault=text, seed=3).faults
+    except SelectorError:
+        pytest.skip("a fault of activations alone")
     targets, values = parameters()
     faults = map_faults(model, listed, targets, values)
     done, final_words = resolve_faults(faults, lambda k, i: read_words(values[targets[k].id], targets[k].word, i))
