@@ -92,8 +92,8 @@ def test_the_page_has_the_verdict_and_escapes_names(place: tuple[Path, Assessmen
     folder, found = place
     with chdir(folder):
         text = write_assessment(found, folder / "page.html").read_text()
-    assert "In short" in text and "Weakest layers" in text and "FIT [low, high]" in text
-    assert text.count("<script>") == 1 and "http" not in text.split("</head>")[1].replace("http-equiv", "")
+    assert "<h2>Verdict</h2>" in text and "Weakest layers" in text and "FIT [low, high]" in text
+    assert text.count("<script>") == 3, "two libraries and the page's own; a name adds none"
 
 
 def test_few_trials_give_no_estimate(place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,5 +113,6 @@ def test_a_network_that_nothing_hurts_is_said_so(
     ran(Campaign("m.onnx", "d.npz", single=True, trials=30, bits="0-3", provider="cpu"), folder / "quiet.db")
     lines = verdict(found.census, report("quiet.db"), None, None).sentences
     assert any(
-        line.startswith("No answer changed under one flip in 30 trials: SDC-1 (silent) is below") for line in lines
+        line.startswith("No answer changed under one flipped bit in 30 trials: SDC-1 (silent) is below")
+        for line in lines
     )
