@@ -44,7 +44,7 @@ def test_gradients_are_those_of_finite_differences_and_find_flips_that_harm(tmp_
         assert (loss() - before) / 1e-5 == pytest.approx(float(found["0.weight"][3, 2]), rel=1e-2, abs=1e-5)
         module[0].weight[3, 2] -= 1e-5
         module.float()
-    convert(module, x[:1], tmp_path / "m.onnx")
+    convert(module, tmp_path / "m.onnx", input_shape="N,8")
     names = {target.id for target in onnxfi.load(tmp_path / "m.onnx").targets}
     gradients = {name: values for name, values in found.items() if name in names}
     result = onnxfi.attack(

@@ -175,7 +175,8 @@ class ClassRun:
             needed = needed_activations(self.net, target.id, scored)
             if needed not in self._activations:
                 self._activations = {needed: self._golden(needed)}
-            return open_proofs(self.net, target.id, self._activations[needed], scored, self.top)
+            top = np.where(self.golden.answers.nonfinite, UNKNOWN, self.top).astype(np.int16)
+            return open_proofs(self.net, target.id, self._activations[needed], scored, top)
         except UnprovableError:
             return None
 

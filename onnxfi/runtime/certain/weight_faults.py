@@ -93,11 +93,16 @@ class WeightProofs:
         with np.errstate(all="ignore"):
             if inputs[0, 0].size == 1:
                 found[finite] = self._by_range(faults, inputs)
-                return found
+                return self._asked(found)
             for first in range(0, samples, some):
                 part = slice(first, first + some)
                 mine = WeightProofs(with_slice(self.path, part), self.bias, self.transposed)
                 found[finite, part] = mine._proved(faults, inputs[:, part])
+        return self._asked(found)
+
+    def _asked(self, found: Classes) -> Classes:
+        """Return classes without those of samples that have no golden class: they are not finite to begin with."""
+        found[:, self.path.top == UNKNOWN] = UNKNOWN
         return found
 
     def _by_range(self, faults: _Faults, inputs: Floats) -> Classes:

@@ -29,7 +29,7 @@ def proofs_of(folder: Path, model: bytes, x: np.ndarray, tensor: str) -> tuple[W
     scores = session.run({"x": x})["y"]
     batch = Batch(0, {"x": x}, None, len(x), len(x))
     golden = golden_activations(engine, net, session.inputs, [batch], scores, needed_activations(net, tensor, "y"))
-    top = np.where(np.isnan(scores).any(1), UNKNOWN, scores.argmax(1)).astype(np.int16)
+    top = np.where(np.isfinite(scores).all(1), scores.argmax(1), UNKNOWN).astype(np.int16)
     return open_proofs(net, tensor, golden, "y", top), array_at(net, TensorLocation(tensor))
 
 
