@@ -186,7 +186,10 @@ def _chosen(protections: Sequence[str | Protection]) -> tuple[Protection, ...]:
 
 
 def _planned(
-    model: Model, plan: ProtectionPlan, protections: Sequence[str | Protection], selector: Selector | None
+    model: Model,
+    plan: ProtectionPlan,
+    protections: str | Protection | Sequence[str | Protection],
+    selector: Selector | None,
 ) -> list[tuple[Protection, tuple[str, ...]]]:
     """Return the protections of a plan, each with the names that it covers; InputError if it is of another model."""
     if protections or selector not in (None, Selector()):
