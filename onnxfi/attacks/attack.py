@@ -301,8 +301,7 @@ def _defended(
         raise InputError(f"{opened.name} has no tensor of {lacking[0]!r}; give a version of the same network")
     trials = FlipTrials(_kept(model, folder / f"also-{number}.onnx"), scored, goal, fields)
     sites = [flip.site for flip in chosen]
-    named = Selector(include=tuple("=" + site.rpartition("[")[0] for site in sites))
-    faults = sample(opened, sites=sites, selector=named).faults if sites else None
+    faults = sample(opened, sites=sites).faults if sites else None
     harm = () if faults is None else tuple(trials.harm(faults.pick(slice(0, k))) for k in range(1, len(faults) + 1))
     trials.executor.close()
     return Defended(opened.name, trials.accuracy, harm)
@@ -325,8 +324,7 @@ def _faults(model: Model, chosen: Sequence[ChosenFlip], space: FaultSpace) -> Fa
     """Return the chosen flips as faults with their words, in the order in which they were chosen."""
     if not chosen:
         return Faults(model.targets, draw_faults(space, Sampler("count", n=0), Flip()).sites, (Flip(),))
-    named = Selector(include=tuple("=" + target.id for target in space.targets))
-    return sample(model, sites=[flip.site for flip in chosen], selector=named).faults
+    return sample(model, sites=[flip.site for flip in chosen]).faults
 
 
 def _random_harm(trials: FlipTrials, space: FaultSpace, repeats: int, seed: int) -> tuple[RandomHarm, ...]:

@@ -14,7 +14,7 @@ from onnxfi.attacks.candidates import Flips, candidates, largest_words
 from onnxfi.attacks.flip_trials import FlipTrials
 from onnxfi.attacks.goals import Goal
 from onnxfi.errors import InputError
-from onnxfi.faults.space import FaultSpace, Selector, Site, Target
+from onnxfi.faults.space import FaultSpace, Site, Target
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.runtime.inject.weights import inject, sample
 
@@ -114,7 +114,7 @@ def _one_by_one(
         sites.append(best.site)
         trials.executor.close()
         now = scratch / f"{len(sites)}.onnx"
-        inject(model, sample(model, sites=sites, selector=_any_of(space)), now)
+        inject(model, sample(model, sites=sites), now)
         if len(sites) > 1:
             (scratch / f"{len(sites) - 1}.onnx").unlink()
 
@@ -171,8 +171,3 @@ def _bit(target: Target, method: str) -> int:
 
 def _site(target: Target, flips: Flips, row: int) -> str:
     return str(Site(target.id, int(flips.index[row]), int(flips.bit[row])))
-
-
-def _any_of(space: FaultSpace) -> Selector:
-    """Return a selector that includes the tensors of a space, whatever their role."""
-    return Selector(include=tuple("=" + target.id for target in space.targets))

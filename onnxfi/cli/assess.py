@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, PATH, Duration, GroupedCommand, run_options, select_options
+from onnxfi.cli.options import (
+    CODE,
+    JSON,
+    LINKS,
+    MODEL,
+    PATH,
+    Duration,
+    GroupedCommand,
+    given_flags,
+    run_options,
+    select_options,
+)
 
 if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment
@@ -71,7 +81,7 @@ def command(
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.write.output_file import check_folder
 
-    given = {name: value for name, value in flags.items() if _explicit(name)}
+    given = given_flags(flags)
     given |= {name: flags[name] for name in ("confidence", "seed")}
     data = given.pop("data", None)
     place = out or Path(f"{model.stem}.assess")
@@ -88,10 +98,6 @@ def command(
     _print(found)
     if written is not None:
         click.echo(f"wrote {written}")
-
-
-def _explicit(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _workers(flags: dict[str, Any]) -> int:

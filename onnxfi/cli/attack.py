@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options, selector_of
@@ -110,7 +109,7 @@ def command(
     if data in (None, "synthetic"):
         raise click.UsageError("an attack lowers an accuracy; give --data with labelled samples")
     options.refuse_flags(("elements",), "as whole tensors are searched")
-    given = {name: flags[name] for name in options.RUN_PARAMETERS if _explicit(name)}
+    given = options.given_flags(flags, options.RUN_PARAMETERS)
     rest = {n: flags[n] for n in ("method", "flips", "source", "target", "attack_samples", "candidates", "layers", "seed", "seeds", "random_trials")}  # fmt: skip
     found = attack(
         load(model, allow_links=allow_links), data, out, gradients=None if gradients is None else read_npz(gradients),
@@ -123,10 +122,6 @@ def command(
     _print(found)
     if out is not None:
         print_line(f"wrote {out}")
-
-
-def _explicit(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _show(seed: int, flip: ChosenFlip) -> None:

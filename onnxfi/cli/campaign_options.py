@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from onnxfi.cli.options import (
     CODE,
@@ -18,6 +17,7 @@ from onnxfi.cli.options import (
     NEURONS,
     PATH,
     STAGE,
+    given_flags,
     hardware_fault,
     run_options,
     select_options,
@@ -93,9 +93,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
 
     if warning := both_runtimes_warning():
         print_note(warning)
-    ctx = click.get_current_context()
-    names = flat_fields(Campaign).keys() & flags.keys()
-    explicit = {n: flags[n] for n in names if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
+    explicit = given_flags(flags, flat_fields(Campaign).keys() & flags.keys())
     parsers: dict[str, Callable[[Any], Any]] = {
         "ber": parse_rates,
         "per_sample": lambda text: parse_rates(text, "per_sample"),

@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, STAGE, Duration, GroupedCommand, add_options, run_options
+from onnxfi.cli.options import (
+    CODE,
+    JSON,
+    LINKS,
+    PIPELINE,
+    STAGE,
+    Duration,
+    GroupedCommand,
+    add_options,
+    given_flags,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from onnxfi.campaign.gate.check import Checked
@@ -71,8 +81,7 @@ def command(
     from onnxfi.campaign.gate.budget import load_budget
     from onnxfi.campaign.gate.check import check
 
-    ctx = click.get_current_context()
-    explicit = {n: v for n, v in flags.items() if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
+    explicit = given_flags(flags)
     _check_flags(write_budget, force, explicit)
     named = {name: flags[name] for name in ("junit", "markdown") if flags[name] is not None}
     if len({place.resolve() for place in named.values()}) < len(named):
@@ -93,7 +102,7 @@ def command(
     for write, name in outputs:
         write(summary.junit(checked) if name == "junit" else summary.markdown(checked))
     _print_result(checked, budget, notes, as_json)
-    ctx.exit(0 if write_budget else checked.exit_code)
+    click.get_current_context().exit(0 if write_budget else checked.exit_code)
 
 
 def _check_flags(write_budget: bool, force: bool, explicit: Mapping[str, Any]) -> None:

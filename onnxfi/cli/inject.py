@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from onnxfi.cli import options
 from onnxfi.cli.instrument import activation_options
@@ -109,7 +108,7 @@ def command(model: Path, as_json: bool, **flags: Any) -> None:
     onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
     onnxfi inject pipeline.yaml --stage reader --ber 1e-6 --data images.npz
     """
-    explicit = click.get_current_context().get_parameter_source("fault") is not ParameterSource.DEFAULT
+    explicit = bool(options.given_flags(flags, ("fault",)))
     flags["fault"] = options.hardware_fault(flags, given=explicit) or flags["fault"]
     _check_flags(flags)
     if flags["target"] != "weights":

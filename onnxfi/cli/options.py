@@ -439,6 +439,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_S = 1e9
 
 
+def given_flags(flags: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the flags (of these names) that were given, rather than left at their defaults."""
+    source = click.get_current_context().get_parameter_source
+    return {n: flags[n] for n in (flags if names is None else names) if source(n) is not ParameterSource.DEFAULT}
+
+
 def refuse_flags(names: Iterable[str], reason: str) -> None:
     """Refuse flags that would have no effect: a given flag is never ignored."""
     source = click.get_current_context().get_parameter_source

@@ -8,6 +8,7 @@ gives a value rule.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -120,6 +121,10 @@ class StuckAt1(FaultModel):
     def mask(self, word: Word, bit: int) -> Mask:
         """Return the mask that sets the bit."""
         return Mask(word.full & ~(1 << bit), 1 << bit)
+
+
+#: Effects of a defect on one bit, by the name that descriptions of hardware give them.
+BIT_EFFECTS: Mapping[str, FaultModel] = {"flip": Flip(), "stuck-at-0": StuckAt0(), "stuck-at-1": StuckAt1()}
 
 
 @dataclass(frozen=True)

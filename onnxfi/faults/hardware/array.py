@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
+from onnxfi.faults.models import BIT_EFFECTS
 from onnxfi.faults.sites import LAST_STEP, Sites, Target
 from onnxfi.faults.words import Mask, Word
 
 DATAFLOWS = ("ws", "os", "is")
 DURATIONS = ("permanent", "tile", "cycle")
-_EFFECTS = {"flip": Flip(), "stuck-at-0": StuckAt0(), "stuck-at-1": StuckAt1()}
 _MOST_ELEMENTS = 1 << 16
 
 Index = NDArray[np.int64]
@@ -91,7 +90,7 @@ class Array(FaultModel):
                 raise FaultError(
                     f"fault 'array': {key}={getattr(self, key)} is out of range; give 1 to {_MOST_ELEMENTS:,}"
                 )
-        for key, known in (("dataflow", DATAFLOWS), ("lasts", DURATIONS), ("effect", tuple(_EFFECTS))):
+        for key, known in (("dataflow", DATAFLOWS), ("lasts", DURATIONS), ("effect", tuple(BIT_EFFECTS))):
             if getattr(self, key) not in known:
                 raise FaultError(
                     f"fault 'array': {key}={getattr(self, key)[:40]!r} is unknown; give {', '.join(known)}"
@@ -111,7 +110,7 @@ class Array(FaultModel):
     @property
     def element_model(self) -> FaultModel:
         """Effect on one output."""
-        return _EFFECTS[self.effect]
+        return BIT_EFFECTS[self.effect]
 
     def mask(self, word: Word, bit: int) -> Mask | None:
         """Return the mask of one output."""

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
+from onnxfi.faults.models import BIT_EFFECTS
 from onnxfi.faults.sampling import derive, uniform
 from onnxfi.faults.sites import LAST_STEP, Sites, Target
 from onnxfi.faults.words import Mask, Word
-
-_EFFECTS = {"flip": Flip(), "stuck-at-0": StuckAt0(), "stuck-at-1": StuckAt1()}
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Intermittent(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        if self.effect not in _EFFECTS:
+        if self.effect not in BIT_EFFECTS:
             raise FaultError(
-                f"fault 'intermittent': effect={self.effect[:40]!r} is unknown; give {', '.join(_EFFECTS)}"
+                f"fault 'intermittent': effect={self.effect[:40]!r} is unknown; give {', '.join(BIT_EFFECTS)}"
             )
         for key, value in (("on", self.on), ("off", self.off)):
             if not 0 < value <= 1:
@@ -47,7 +45,7 @@ class Intermittent(FaultModel):
     @property
     def element_model(self) -> FaultModel:
         """Effect where the fault is present."""
-        return _EFFECTS[self.effect]
+        return BIT_EFFECTS[self.effect]
 
     def mask(self, word: Word, bit: int) -> Mask | None:
         """Return the mask where the fault is present."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultError, InputError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
-from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
+from onnxfi.faults.models import BIT_EFFECTS
 from onnxfi.faults.sampling import derive, uniform
 from onnxfi.faults.sites import Sites, Target
 from onnxfi.faults.words import Mask, Word
@@ -21,7 +21,6 @@ PARTS = {
     "page": ("page",), "row": ("bank", "row"), "column": ("bank", "column"), "bank": ("bank",), "chip": (), "lane": (),
     "word-line": ("bank", "row"),
 }  # fmt: skip
-_EFFECTS = {"flip": Flip(), "stuck-at-0": StuckAt0(), "stuck-at-1": StuckAt1()}
 _CHUNK = 1 << 22
 _MOST = 20_000_000
 
@@ -52,7 +51,7 @@ class MemoryPart(FaultModel):
         """Read the layout and check the parameters."""
         if not self.file:
             raise FaultError("memory takes file=LAYOUT.json; docs/reference/memory-layout.md describes the file")
-        for key, known in (("part", PARTS), ("effect", _EFFECTS)):
+        for key, known in (("part", PARTS), ("effect", BIT_EFFECTS)):
             if getattr(self, key) not in known:
                 raise FaultError(
                     f"fault 'memory': {key}={getattr(self, key)[:40]!r} is unknown; give {', '.join(known)}"
@@ -74,7 +73,7 @@ class MemoryPart(FaultModel):
     @property
     def element_model(self) -> FaultModel:
         """Effect on one bit."""
-        return _EFFECTS[self.effect]
+        return BIT_EFFECTS[self.effect]
 
     def mask(self, word: Word, bit: int) -> Mask | None:
         """Return the mask of one bit."""
