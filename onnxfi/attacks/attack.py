@@ -169,11 +169,11 @@ def attack(
     *,
     method: str = "search",
     flips: int = 10,
-    source: int | None = None,
-    target: int | None = None,
+    source_class: int | None = None,
+    target_class: int | None = None,
     attack_samples: int = 64,
     candidates: int = 32,
-    layers: int = 3,
+    first_tensors: int = 3,
     gradients: Mapping[str, NDArray[Any]] | None = None,
     selector: Selector | None = None,
     seed: int = 0,
@@ -202,14 +202,14 @@ def attack(
         first tensors.
     flips : int
         The most flips.
-    source, target : int, optional
-        Classes of a targeted attack: samples of `source` (None: of all others) are to be answered as `target`, the
-        others as before.
+    source_class, target_class : int, optional
+        Classes of a targeted attack: samples of `source_class` (None: of all others) are to be answered as
+        `target_class`, the others as before.
     attack_samples : int
         Samples of the attack batch.
     candidates : int
         Flips of each tensor that are run in each round.
-    layers : int
+    first_tensors : int
         Tensors, from the first on, whose words `sign` and `exponent` take.
     gradients : mapping of str to array, optional
         The gradient of the loss by tensor, in its shape; of the method `gradient`.
@@ -242,11 +242,11 @@ def attack(
     >>> found.searches[0].golden > 0.85, found.searches[0].harm[0].accuracy < 0.3
     (True, True)
     """
-    rules = _rules(method, flips, candidates, layers, gradients)
+    rules = _rules(method, flips, candidates, first_tensors, gradients)
     for name, value, most in (("seeds", seeds, _MOST_SEEDS), ("random_trials", random_trials, 10_000)):
         if not (0 if name == "random_trials" else 1) <= value <= most:
             raise InputError(f"{name} {value} is out of range; give a whole number up to {most:,}")
-    goal, opened = Goal(source, target), load(model)
+    goal, opened = Goal(source_class, target_class), load(model)
     space = (selector or Selector(role=("weight",))).space(opened.targets, Flip())
     if gradients is not None:
         check_gradients(gradients, space)
@@ -307,17 +307,21 @@ def _defended(
     return Defended(opened.name, trials.accuracy, harm)
 
 
-def _rules(method: str, flips: int, candidates: int, layers: int, gradients: object) -> Rules:
+def _rules(method: str, flips: int, candidates: int, first_tensors: int, gradients: object) -> Rules:
     """Return the rules of a search; InputError for one that cannot be."""
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{closest(method, METHODS)}")
     if (method == "gradient") != (gradients is not None):
         raise InputError("the method gradient takes gradients by tensor, and no other does; give both or neither")
-    limits = (("flips", flips, _MOST_FLIPS), ("candidates", candidates, _MOST_CANDIDATES), ("layers", layers, 1_000))
+    limits = (
+        ("flips", flips, _MOST_FLIPS),
+        ("candidates", candidates, _MOST_CANDIDATES),
+        ("first_tensors", first_tensors, 1_000),
+    )
     for name, value, most in limits:
         if not 1 <= value <= most:
             raise InputError(f"{name} {value} is out of range; give a whole number from 1 to {most:,}")
-    return Rules(method, flips, candidates, layers)
+    return Rules(method, flips, candidates, first_tensors)
 
 
 def _faults(model: Model, chosen: Sequence[ChosenFlip], space: FaultSpace) -> Faults:

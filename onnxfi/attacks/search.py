@@ -34,14 +34,14 @@ class Rules:
         The most flips.
     candidates : int
         Flips of each tensor that are run in each round.
-    layers : int
+    first_tensors : int
         Tensors, from the first on, whose words `sign` and `exponent` take.
     """
 
     method: str = "search"
     flips: int = 10
     candidates: int = 32
-    layers: int = 3
+    first_tensors: int = 3
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _best(
 def _by_words(model: Model, space: FaultSpace, rules: Rules) -> list[str]:
     """Return the sites of the sign, or top exponent bit, of the largest words of the first tensors, largest first."""
     rows: list[tuple[float, str]] = []
-    for target in space.targets[: rules.layers]:
+    for target in space.targets[: rules.first_tensors]:
         bit = _bit(target, rules.method)
         flips = largest_words(model, target, bit, rules.flips)
         words = model.words(target, flips.index)
@@ -157,7 +157,7 @@ def _by_words(model: Model, space: FaultSpace, rules: Rules) -> list[str]:
         ]
     if not rows:
         raise InputError(
-            f"no word of the first {rules.layers} tensors stays finite under {rules.method}; select others"
+            f"no word of the first {rules.first_tensors} tensors stays finite under {rules.method}; select others"
         )
     return [site for _, site in sorted(rows, key=lambda row: -row[0])[: rules.flips]]
 

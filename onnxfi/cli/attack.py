@@ -31,8 +31,18 @@ _LONGEST_SITE = 36
     help="search: run candidates of every tensor, keep the best, one flip after the other; gradient: the same with candidates from --gradients; sign, exponent: that bit of the largest words of the first tensors, nothing is run.",
 )
 @click.option("--flips", type=int, default=10, show_default=True, metavar="K", help="The most flips.")
-@click.option("--source", type=int, metavar="CLASS", help="Targeted: samples of this class (default: all others) …")
-@click.option("--target", type=int, metavar="CLASS", help="… are to be answered as this class, the others as before.")
+@click.option(
+    "--source-class",
+    type=int,
+    metavar="CLASS",
+    help="With --target-class: the class whose samples are attacked (default: all others).",
+)
+@click.option(
+    "--target-class",
+    type=int,
+    metavar="CLASS",
+    help="Class as which the attacked samples are to be answered, the other samples as before (default: any wrong class).",
+)
 @click.option(
     "--attack-samples",
     type=int,
@@ -50,7 +60,7 @@ _LONGEST_SITE = 36
     help="Flips of each tensor that are run in each round.",
 )
 @click.option(
-    "--layers",
+    "--first-tensors",
     type=int,
     default=3,
     show_default=True,
@@ -97,7 +107,7 @@ def command(
 
     \b
     onnxfi attack model.onnx --data images.npz -o attack.jsonl
-    onnxfi attack model.onnx --data images.npz --source 3 --target 5 --flips 20
+    onnxfi attack model.onnx --data images.npz --source-class 3 --target-class 5
     onnxfi attack model.onnx --data images.npz --method sign --flips 2
     onnxfi attack model.onnx --data images.npz --also protected.onnx
     """  # fmt: skip
@@ -109,8 +119,9 @@ def command(
     if data in (None, "synthetic"):
         raise click.UsageError("an attack lowers an accuracy; give --data with labelled samples")
     options.refuse_flags(("elements",), "as whole tensors are searched")
+    options.refuse_flags(("dim",), "on labelled samples")
     given = options.given_flags(flags, options.RUN_PARAMETERS)
-    rest = {n: flags[n] for n in ("method", "flips", "source", "target", "attack_samples", "candidates", "layers", "seed", "seeds", "random_trials")}  # fmt: skip
+    rest = {n: flags[n] for n in ("method", "flips", "source_class", "target_class", "attack_samples", "candidates", "first_tensors", "seed", "seeds", "random_trials")}  # fmt: skip
     found = attack(
         load(model, allow_links=allow_links), data, out, gradients=None if gradients is None else read_npz(gradients),
         selector=selector_of(flags) if any(flags[name] for name in options.SELECTION) else None,
@@ -136,7 +147,7 @@ def _print(found: Attack) -> None:
 
     print_line(f"{found.model}, words of {', '.join(found.formats)}")
     rules = found.rules
-    how = f"{count(rules.candidates, 'candidate')} of each tensor" if rules.method in ("search", "gradient") else f"first {count(rules.layers, 'tensor')}"  # fmt: skip
+    how = f"{count(rules.candidates, 'candidate')} of each tensor" if rules.method in ("search", "gradient") else f"first {count(rules.first_tensors, 'tensor')}"  # fmt: skip
     print_line(f"method {rules.method}, {how}; {_goal(found)}")
     print_line(f"attack batch of {found.attack_samples:,} samples; scored on {found.scored_samples:,} others")
     first = found.searches[0]

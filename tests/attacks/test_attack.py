@@ -60,7 +60,7 @@ def test_a_memory_code_undoes_flips_of_different_words(tmp_path: Path) -> None:
 
 
 def test_a_targeted_attack_moves_one_class_and_keeps_the_rest() -> None:
-    found = attack(INT8, DATA, flips=2, samples=264, source=7, target=9, candidates=8, random_trials=0)
+    found = attack(INT8, DATA, flips=2, samples=264, source_class=7, target_class=9, candidates=8, random_trials=0)
     (search,) = found.searches
     assert search.flips and search.flips[0].gain is not None and search.flips[0].gain > 0
     assert search.harm[-1].accuracy > 0.5
@@ -92,8 +92,8 @@ def test_flips_to_guessing_over_seeds() -> None:
         ({"gradients": {"w": np.ones(3)}}, "takes gradients by tensor"),
         ({"method": "gradient", "gradients": {"w": np.ones(3)}}, "name no selected tensor"),
         ({"attack_samples": 5000}, "leave none to score on"),
-        ({"source": 3}, "source class needs the class"),
-        ({"target": 12}, "target class 12 is out of range; the model scores classes 0 to 9"),
+        ({"source_class": 3}, "source class needs the class"),
+        ({"target_class": 12}, "target class 12 is out of range; the model scores classes 0 to 9"),
     ],
 )
 def test_what_cannot_be_is_one_line(fields: dict[str, object], message: str) -> None:

@@ -17,7 +17,7 @@ MODEL = Path("models/fashion_cnn.onnx")
 
 def by_words(method: str, flips: int, layers: int = 3) -> list[str]:
     space = Selector(role=("weight",)).space(load(MODEL).targets, Flip())
-    rules = Rules(method, flips, layers=layers)
+    rules = Rules(method, flips, first_tensors=layers)
     return [flip.site for flip in chosen_flips(MODEL, space, Path(), Goal(), rules, {}, Path())]
 
 
