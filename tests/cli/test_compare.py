@@ -48,12 +48,13 @@ def test_compare_prints_one_table_and_one_document(run: Run, here: Path) -> None
 
 
 @pytest.mark.slow
-def test_compare_draws_one_figure_for_all(run: Run, here: Path) -> None:
+def test_compare_draws_two_figures_for_all(run: Run, here: Path) -> None:
     pytest.importorskip("matplotlib", reason="figures need the extra report")
     words = ("compare", *versions(), *ON, "--ber", "1e-6:1e-4", "--repeat", "2", "--workers", "1")
     ran = run(*words, "--figures", "figures")
     assert ran.code == 0 and "wrote figures/accuracy.svg" in ran.out
-    assert sorted(p.name for p in (here / "figures").iterdir()) == ["accuracy.png", "accuracy.svg"]
+    drawn = [f"{name}.{kind}" for name in ("accuracy", "outcomes") for kind in ("png", "svg")]
+    assert sorted(p.name for p in (here / "figures").iterdir()) == drawn
     svg = (here / "figures/accuracy.svg").read_text(encoding="utf-8")
     found = run(*words, "--json").json
     for version, row in zip(versions(), found["models"], strict=True):  # its description says what it shows
