@@ -388,6 +388,8 @@ TESTED_WITH = {
     "analysis/vulnerability.py": "analysis/test_assess.py",
     "campaign/plan/mapped_list.py": "campaign/plan/test_coded_weights.py",
     "campaign/report/ranking_text.py": "campaign/run/test_ranking.py",
+    "campaign/run/campaign_record.py": "campaign/run/test_runner.py",
+    "campaign/run/trial_limits.py": "campaign/run/test_runner.py",
     "cli/assess.py": "analysis/test_assess.py",
     "cli/diff.py": "cli/test_integrity.py",
     "cli/fit.py": "analysis/test_fit.py",

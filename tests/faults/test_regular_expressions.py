@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,9 +51,12 @@ def test_the_length_of_an_expression_is_bounded() -> None:
         NamePattern("re:" + "x" * 1001)
 
 
-def test_beside_the_main_thread_it_is_matched_without_a_timer() -> None:
-    found: list[bool] = []
-    thread = Thread(target=lambda: found.append(Expression("^conv[0-9]$").fits(["fc", "conv1"])))
-    thread.start()
-    thread.join()
-    assert found == [True]
+def test_beside_the_main_thread_its_time_is_bounded_as_well() -> None:
+    expression, slow = Expression("^conv[0-9]$"), Expression("^(a+)+$")
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(expression.fits, ["fc", "conv1"]).result()
+        assert not thread.submit(expression.fits, ["fc"]).result()
+        with pytest.raises(SelectorError, match="takes more than"):
+            thread.submit(slow.fits, ["a" * 40 + "!"]).result()
+        with pytest.raises(SelectorError, match="takes more than"):  # no time is left for another name
+            thread.submit(slow.fits, ["a" * 20 + "!"]).result()

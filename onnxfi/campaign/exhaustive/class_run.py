@@ -26,7 +26,7 @@ from onnxfi.campaign.exhaustive.class_table import (
 )  # fmt: skip
 from onnxfi.campaign.exhaustive.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.plan.plan import make_plan
-from onnxfi.campaign.run.runner import identity
+from onnxfi.campaign.run.campaign_record import identity
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Exhaustive
 from onnxfi.campaign.workers.scheduling import versions

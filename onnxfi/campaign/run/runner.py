@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -13,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
@@ -22,14 +19,15 @@ from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, open_model
-from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
+from onnxfi.campaign.plan.plan import Plan, enough, make_plan
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns
+from onnxfi.campaign.run.campaign_record import describe_run, keep_golden, keep_plan
 from onnxfi.campaign.run.sweep_store import extended
+from onnxfi.campaign.run.trial_limits import TrialLimits, memory_limit
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Exhaustive, Replay
-from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.dask_cluster import Cluster
 from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
@@ -38,31 +36,21 @@ from onnxfi.campaign.workers.scheduling import (
     run_pooled,
     submit_batches,
     threads_per_process,
-    versions,
 )
 from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved
 from onnxfi.campaign.workers.worker import THIS_WORKER, WorkerSetup, run_in_process
-from onnxfi.errors import CampaignError, InputError, SpecError
+from onnxfi.errors import SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
-from onnxfi.runtime.data.npz import memory_bytes
-from onnxfi.runtime.engine.cuda import is_place
-from onnxfi.runtime.engine.process_memory import can_limit_memory
-from onnxfi.tasks.outcomes import GoldenRun, judge
-from onnxfi.tasks.registry import AUTO, expected_task, missing, remark
+from onnxfi.tasks.outcomes import GoldenRun
+from onnxfi.tasks.registry import AUTO, expected_task, missing
 from onnxfi.tasks.task import Metric
 
 #: Results are written when so many wait, or so many seconds have gone.
 WRITE_EVERY = 500
 WRITE_EVERY_S = 1.0
-#: A trial hangs when it takes longer than this, and than so many golden runs.
-TIMEOUT_S = 10.0
-TIMEOUT_GOLDEN_RUNS = 20
-_LONGEST_TIMEOUT_S = 1e6
-#: The share of the machine's memory that one worker may take.
-_MEMORY_SHARE = 0.75
 
 
 @dataclass
@@ -190,10 +178,10 @@ def run(
     ...     [result.outcome for result in run(campaign, folder + "/store.db")]
     ['sdc', 'sdc']
     """
-    file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
+    file, model, given = _place(campaign, store), open_model(campaign), TrialLimits(timeout_s, worker_memory_bytes)
     campaign, strata, lengths = extended(file, campaign, strata, fresh=fresh)
     cluster, own = (executor if isinstance(executor, Cluster) else None), workers if executor is None else 0
-    _check_limits(given, watched=bool(cluster or own), owned=cluster is None or cluster.owned)
+    given.check(watched=bool(cluster or own), owned=cluster is None or cluster.owned)
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
         shape = soon, threads_per_process(campaign, worker_memory_bytes)
@@ -204,20 +192,20 @@ def run(
         if cluster is not None:
             cluster.send(local.opened)
         opened = stack.enter_context(_store(file, fresh=fresh))
-        _prepare(opened, local.opened, plan, progress)
+        keep_plan(opened, local.opened, plan, progress)
         asked = wanted(plan, shard, strata)
         outcomes = Counter(found for trial, found in opened.done() if asked(trial))
         total = None if campaign.adaptive is not None else sum(map(asked, opened.trials()))
-        share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), local)
+        share = threads_per_process(campaign, known := worker_memory_bytes or memory_limit(opened), local)
         make_pool, size = _pool_and_size(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
             early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early, spare))
         golden_run, golden_s = local.golden_runs.run(again=not own) if golden is None else golden(local)
-        _keep_limits(opened, given, golden_s)
+        given.keep(opened, golden_s)
         setup = _worker_setup(opened, local, plan, (golden_run, golden_s), executor)
         soonest = _soonest(opened.pending(asked), plan, setup.trials_a_task, needed[0])
         first = _prove(opened, local, plan, setup if own else None, None if worker_memory_bytes else early, soonest)
-        _agree(opened, local.opened, plan, golden_run)
+        keep_golden(opened, local.opened, plan, golden_run)
         headline, before = _headline(opened, golden_run, asked)
 
     def results() -> Generator[Result, None, None]:
@@ -231,7 +219,7 @@ def run(
                     stream = run_in_process(local, golden_run, plan.header, batches)
                 yield from _kept(target, stream)
 
-    note, rest = _note(local.opened, golden_run), results()
+    note, rest = describe_run(local.opened, golden_run), results()
     running = Running(plan, file, note, total, outcomes, golden_s, headline, before, rest, early_pool=early)
     return running
 
@@ -333,152 +321,6 @@ def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | N
         rate, expected_task(campaign.scoring.task, opened.output, opened.judged.labels), labelled=labelled
     ):
         raise SpecError(f"rate {rate!r} cannot be measured: {why}", "rate")
-
-
-def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
-    """All that fixes the campaign's answers: the spec, and the digests of model, data and list."""
-    kept = opened.campaign.identity() | {
-        "model": opened.model.digest, "data": opened.judged.digest, "provider": opened.provider,
-        "output": opened.output,
-    }  # fmt: skip
-    if opened.front is not None:
-        kept |= {"pipeline": opened.front.opened.digest, "stage": opened.front.stage.stage.name}
-        kept["output"] = opened.campaign.scoring.output
-    if plan.listed is not None:
-        kept["faults"] = _sha256(plan.listed.path)
-    if fixed := opened.campaign.engine.open().arithmetic:  # and where in the machine that is changes no answer
-        options = [option for option in kept.pop("provider_option") if not is_place(option.partition("=")[0])]
-        kept |= {"arithmetic": dict(fixed), "provider_option": options}
-    kept["custom_ops"] = [_sha256(file) for file in opened.campaign.engine.custom_ops]
-    return kept | {"strata": [stratum.label for stratum in plan.strata]}
-
-
-def _sha256(file: str | Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
-    """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
-    engine = opened.campaign.engine.open()
-    now = versions(engine) | {"machine": platform.machine(), "provider": opened.provider}
-    now |= {"device": opened.note} if engine.arithmetic else {}
-    before = store.get("environment") if store.count("results") else None
-    known = {name: str((before or {}).get(name, value)).split(" and ") for name, value in now.items()}
-    return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}
-
-
-def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgress | None) -> None:
-    """Store the campaign and its new trials: all random numbers are drawn before anything runs."""
-    store.bind(identity(opened, plan), grows=(plan.campaign.design.key, "added", "strata"))
-    store.put(
-        header=plan.header.line(),
-        spec=print_spec(opened.campaign),
-        cells=plan.cells(),
-        layers=plan.layers(),
-        shapes=plan.shapes(),
-        length=opened.campaign.marked("length"),
-        environment=_environment(store, opened),
-    )
-
-    def counted() -> Iterator[PlannedTrial]:
-        for number, planned in enumerate(plan.trials(), 1):
-            yield planned
-            if progress is not None:
-                progress(number, len(plan))
-
-    if store.count("plan") < len(plan) or plan.campaign.adaptive is not None:
-        store.plan(plan.strata, counted())
-
-
-def _limits(timeout_s: float | None, memory_bytes: int | None) -> dict[str, Any]:
-    """Return the limits of a trial by the names under which a store keeps them."""
-    return {"timeout_s": timeout_s, "memory_bytes": memory_bytes}
-
-
-def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:
-    """Refuse limits that cannot be enforced, or that no trial could keep."""
-    if not watched and any(value is not None for value in given.values()):
-        raise InputError("--timeout and --worker-memory require local worker processes; leave them out")
-    seconds, size = given["timeout_s"], given["memory_bytes"]
-    if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT_S:
-        raise InputError(f"timeout {seconds:g} is out of range; give seconds above 0, up to {_LONGEST_TIMEOUT_S:,.0f}")
-    if size is not None and not owned:
-        raise InputError("workers of a scheduler have limits of their own (dask worker --memory-limit); leave it out")
-    if size is not None and not can_limit_memory():
-        raise InputError("a limit of memory can be held on Linux alone; leave --worker-memory out")
-    if size is not None and not 0 < size < 1 << 62:
-        raise InputError(f"a worker's memory of {size:,} bytes is out of range; give 1 MB or more")
-
-
-def _usual_memory() -> int | None:
-    return int(_MEMORY_SHARE * memory_bytes()) if can_limit_memory() else None
-
-
-def _limit(store: Store) -> int | None:
-    """Return the memory limit with which the campaign began."""
-    kept: int | None = store.get("memory_bytes")
-    return None if kept == _usual_memory() else kept
-
-
-def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
-    """Keep the limits of a trial: those given, else those of the store, else from the golden run and the machine."""
-    seconds = given["timeout_s"]
-    if seconds is not None and seconds < golden_s:
-        raise InputError(
-            f"timeout {seconds:g} s is less than the golden run takes, {golden_s:.2g} s; give a longer one"
-        )
-    usual: dict[str, Any] = {"timeout_s": max(TIMEOUT_S, TIMEOUT_GOLDEN_RUNS * golden_s)}
-    usual["memory_bytes"] = _usual_memory()
-    store.put(golden_s=store.get("golden_s") or golden_s)
-    store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
-
-
-def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) -> None:
-    """Keep the golden run; CampaignError if that of the store differs."""
-    kept, scores = store.get("golden"), digest(golden)
-    if kept is not None and kept["scores"] != scores:
-        raise CampaignError(
-            f"the golden run differs from the one in {store.path}: the runtime or the machine changed; start again "
-            "with --fresh"
-        )
-    metrics = judge(golden, golden.run).metrics
-    found: dict[str, Any] = {"scores": scores, "rows": golden.size, "metrics": metrics}
-    adaptive = opened.campaign.adaptive
-    if adaptive and (why := missing(adaptive.rate, golden.task, labelled=golden.labels is not None)):
-        raise SpecError(f"rate {adaptive.rate!r} cannot be measured: {why}", "rate")
-    data = opened.judged
-    found |= {"samples": data.samples, "data": opened.data.description, "synthetic": data.synthetic}
-    # Where each trial is one fault in one sample, it is judged on that sample alone.
-    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else data.samples
-    read = _read(opened, golden)
-    store.put(
-        golden=found
-        | {
-            "output": _scored(opened, golden),
-            "judged": judged,
-            "kind": golden.read_as,
-            "reading": read,
-            "task": golden.task.row(),
-        }
-    )
-
-
-def _note(opened: OpenCampaign, golden: GoldenRun) -> str:
-    """Return a remark about the data, the runtime and the scores of a campaign."""
-    return "; ".join(filter(None, (opened.data.description, opened.note, _read(opened, golden))))
-
-
-def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
-    """Return a remark on the interpretation of the golden scores."""
-    labelled = golden.labels is not None
-    how, samples, output = opened.campaign.scoring, opened.judged.samples, _scored(opened, golden)
-    return remark(how.task, golden.task, golden.answered, output, samples, how.kind, labelled=labelled)
-
-
-def _scored(opened: OpenCampaign, golden: GoldenRun) -> str | None:
-    """Return the name of the scored output: of the model, or of the answer of a pipeline."""
-    return opened.output if golden.later is None else golden.later.answers.output
 
 
 def _worker_setup(

@@ -472,7 +472,9 @@ def test_a_store_that_went_on_elsewhere_names_all_that_it_ran_on(here: Path, mon
         before = opened.get("environment")
     other = {**before, "runtime": "onnxruntime 9.9"}
     kept = {name: before[name] for name in ("onnxfi", "runtime", "numpy", "python")}
-    monkeypatch.setattr("onnxfi.campaign.run.runner.versions", lambda engine: {**kept, "runtime": other["runtime"]})
+    monkeypatch.setattr(
+        "onnxfi.campaign.run.campaign_record.versions", lambda engine: {**kept, "runtime": other["runtime"]}
+    )
     for trials in (6, 8):
         ran(replace(campaign, trials=trials), here / "s.db")
         with Store.open(here / "s.db") as opened:

@@ -25,7 +25,7 @@ import onnxfi
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.run import runner
+from onnxfi.campaign.run import campaign_record, trial_limits
 from onnxfi.campaign.run.runner import plan, run
 from onnxfi.errors import CampaignError, DataError, OnnxfiError, ProviderError
 from onnxfi.runtime.engine.onnx_runtime import OrtSession
@@ -121,8 +121,8 @@ if number == 12 and again(12) == 1:
 @pytest.mark.slow
 def test_a_trial_that_hangs_is_ended_and_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(), here / "whole.db")
-    monkeypatch.setattr(runner, "TIMEOUT_S", 3.0)
-    monkeypatch.setattr(runner, "TIMEOUT_GOLDEN_RUNS", 0)
+    monkeypatch.setattr(trial_limits, "TIMEOUT_S", 3.0)
+    monkeypatch.setattr(trial_limits, "TIMEOUT_GOLDEN_RUNS", 0)
     ran(deadly("if number == 5:\n    time.sleep(600)"), here / "s.db", workers=1)
     same_but(here / "s.db", here / "whole.db", {5: ("due", "timeout")})
     assert meta(here / "s.db", "timeout_s") == 3.0
@@ -207,11 +207,11 @@ def test_a_long_list_is_never_held_whole(here: Path) -> None:
     write_plan(plan(campaign(data=None))[0], "list.jsonl")
     bench = TrialExecutor.open(campaign(faults="list.jsonl"))
     made = make_plan(bench.opened.campaign, bench.opened.fault_targets)
-    before = runner.identity(bench.opened, made)["faults"]
+    before = campaign_record.identity(bench.opened, made)["faults"]
     with open("list.jsonl", "a") as stream:
         stream.write("\n" * (1 << 25))
     tracemalloc.start()
-    after = runner.identity(bench.opened, made)["faults"]
+    after = campaign_record.identity(bench.opened, made)["faults"]
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert before != after and held < 1 << 20

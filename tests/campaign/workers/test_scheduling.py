@@ -27,7 +27,7 @@ from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan
-from onnxfi.campaign.run import runner
+from onnxfi.campaign.run import trial_limits
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers import scheduling, worker
@@ -190,8 +190,8 @@ def test_a_trial_that_hangs_in_a_process_that_others_share(
     here: Path, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran(campaign(), here / "alone.db")
-    monkeypatch.setattr(runner, "TIMEOUT_S", 3.0)
-    monkeypatch.setattr(runner, "TIMEOUT_GOLDEN_RUNS", 0)
+    monkeypatch.setattr(trial_limits, "TIMEOUT_S", 3.0)
+    monkeypatch.setattr(trial_limits, "TIMEOUT_GOLDEN_RUNS", 0)
     trial = """
 if number == 20:
     with released():  # as where the runtime does not come back
