@@ -82,6 +82,21 @@ class NamePattern:
         return any(self.text in name for name in names)
 
 
+def refuse_without_sites(kept: Sequence[Target], model: FaultModel, bits: str) -> None:
+    """Raise SelectorError, saying why selected targets have no site; return if there are none."""
+    if kept and model.operators:
+        ops = ", ".join(op.lstrip("=") for op in model.operators[:3])
+        raise SelectorError(
+            f"{model.name}: no layer fits among the {len(kept)} selected tensors, as its faults are in outputs of "
+            f"{ops}, …; give --target activations, and leave --include and --op out"
+        )
+    if kept:
+        raise SelectorError(
+            f"{len(kept)} tensors are selected, but none has a site: {model} with bits {bits or 'all'} does not fit "
+            f"{', '.join(sorted({t.dtype for t in kept}))}, or they are empty"
+        )
+
+
 @dataclass(frozen=True)
 class Selector:
     """Filter over targets, elements and bits.
@@ -177,12 +192,7 @@ class Selector:
     def _explain(self, targets: Sequence[Target], kept: Sequence[Target], model: FaultModel) -> None:
         if not targets:
             raise SelectorError("the model has no tensor that faults can be injected into: no weights, no constants")
-        if kept:
-            raise SelectorError(
-                f"{len(kept)} tensors are selected, but none has a site: {model} with bits "
-                f"{self.bits or 'all'} does not fit {', '.join(sorted({t.dtype for t in kept}))}, "
-                f"or they are empty"
-            )
+        refuse_without_sites(kept, model, self.bits)
         names = [name for t in targets for name in t.names]
         for option, patterns, known in (
             ("--include", self.include, names),

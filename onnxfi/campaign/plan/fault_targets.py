@@ -26,7 +26,7 @@ from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import ActivationSpace, FaultScope, with_times
 from onnxfi.faults.sites import KV_CACHE
-from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Target, check_disjoint
+from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Target, check_disjoint, refuse_without_sites
 from onnxfi.faults.trials import Faults, apply_separately
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import (
@@ -185,7 +185,7 @@ class FaultTargets:
             )
         space = FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
         if not space.size:
-            replace(selector, include=(), op=(), exclude=(), role=()).space(kept, event)
+            refuse_without_sites(kept, event, selector.bits)
         if scope.persistence == "from" and not any(t.steps for t in space.targets):
             raise SelectorError(
                 "nothing that is selected lies in a loop, so no fault can begin at a step; "

@@ -364,8 +364,6 @@ def _check_added(added: tuple[float, ...], rates: tuple[float, ...]) -> None:
 
 def _check_conditions(name: str, given: tuple[float, ...], draw: FaultDraw) -> None:
     named("fault", lambda text: check_condition(parse_fault(text), name), draw.fault)
-    if draw.scope.includes_activations:
-        raise SpecError(f"{name} is that of a memory that holds weights; leave target out", "target")
     if len(set(given)) < len(given):
         raise SpecError(f"{name} {', '.join(f'{one:g}' for one in given)} has one twice; give each once", name)
 

@@ -77,9 +77,11 @@ class FaultMap(FaultModel):
         return self.element_model.mask(word, bit)
 
     def fits(self, target: Target) -> bool:
-        """Return True for stored tensors; SelectorError for activations."""
-        if target.is_activation:
-            raise SelectorError(f"a fault map is of the memory that holds weights; leave {target.id!r} out")
+        """Return True; SelectorError for activations of one sample or step, since a cell fails in every inference."""
+        if target.samples or target.steps:
+            raise SelectorError(
+                f"a cell fails in every inference, not in one of {target.id!r}; use --persistence permanent"
+            )
         return True
 
     def expected(self, population: int, at: float) -> float:

@@ -17,13 +17,57 @@ from onnxfi.faults.hardware.description_file import Description, check_keys, dig
 from onnxfi.faults.sampling import permute
 from onnxfi.faults.sites import Target
 
-_KEYS = ("version", "name", "source", "bases", "pages", "memory_bytes", "row_bytes", "banks", "lanes", "chips", "order")
+_KEYS = (
+    "version", "name", "source", "bases", "pages", "memory_bytes", "row_bytes", "banks", "lanes", "chips", "order",
+    "address_bits",
+)  # fmt: skip
 FILE = Description("memory layout", "docs/reference/memory-layout.md", _KEYS, max_bytes=1 << 26)
 ORDERS = ("row-bank-column", "bank-row-column")
 _MOST_BYTES = 1 << 50
 _MOST_FRAMES = 1 << 22
+_MOST_BITS = 50
+_BITS = '{"row": "17-29", "column": "0-5,7-13", "bank": ["16,19", "15,18", "14,17", "6,13"]}'
+_SAYS = "docs/reference/memory-layout.md describes them"
 
 Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AddressBits:
+    """Bits of a physical address that make up row, column and bank; a bit of the bank is the parity of several.
+
+    Attributes
+    ----------
+    row, column : tuple of int
+        Address bits of the row and of the byte in the row, from the lowest bit on.
+    bank : tuple of tuple of int
+        For each bit of the bank, from the lowest on, the address bits that are combined by exclusive or.
+    """
+
+    row: tuple[int, ...]
+    column: tuple[int, ...]
+    bank: tuple[tuple[int, ...], ...]
+
+    def split(self, physical: Index) -> tuple[Index, Index, Index]:
+        """Return row, bank and byte in the row of physical addresses."""
+        ones = ((one,) for one in self.row), iter(self.bank), ((one,) for one in self.column)
+        row, bank, column = (
+            sum((_parity(physical, bits) << k for k, bits in enumerate(every)), np.zeros_like(physical))
+            for every in ones
+        )
+        return row, bank, column
+
+    @property
+    def one_to_one(self) -> bool:
+        """Tell whether no two addresses have the same row, bank and column."""
+        left = [sum(1 << bit for bit in bits) for bits in (*((one,) for one in self.row + self.column), *self.bank)]
+        count, rank = len(left), 0
+        while left:
+            pivot = left.pop()
+            if pivot:
+                low, rank = pivot & -pivot, rank + 1
+                left = [mask ^ pivot if mask & low else mask for mask in left]
+        return rank == count
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +76,8 @@ class MemoryLayout:
 
     Addresses are physical, in bytes. A row of a bank holds `row_bytes`; the bus has `lanes` DQ lanes, so one beat
     carries lanes / 8 bytes, and each chip an equal part of the lanes. `frames` are the physical pages of the model's
-    pages in order (empty: the same addresses), `shuffled` is the seed of a random order.
+    pages in order (empty: the same addresses), `shuffled` is the seed of a random order. `bits`, where they are known,
+    say which address lies where, in the place of `order`.
     """
 
     bases: dict[int, int]
@@ -45,6 +90,7 @@ class MemoryLayout:
     page_bytes: int = 4096
     frames: tuple[int, ...] = ()
     shuffled: int | None = None
+    bits: AddressBits | None = None
 
     def place(self, target: Target, file: str = "") -> int:
         """Return the address of a target's first byte before paging; FaultError if it has none."""
@@ -88,14 +134,17 @@ class MemoryLayout:
 
     def coordinates(self, physical: Index) -> dict[str, Index]:
         """Return page, row, bank and column of physical byte addresses, and the lane of each byte's bit 0."""
-        chunk, inside = np.divmod(physical, self.row_bytes)
-        rows = max(1, self.memory_bytes // (self.row_bytes * self.banks))
-        bank, row = (
-            (chunk % self.banks, chunk // self.banks) if self.order == ORDERS[0] else (chunk // rows, chunk % rows)
-        )
+        if self.bits is not None:
+            row, bank, inside = self.bits.split(physical)
+        else:
+            chunk, inside = np.divmod(physical, self.row_bytes)
+            rows = max(1, self.memory_bytes // (self.row_bytes * self.banks))
+            bank, row = (
+                (chunk % self.banks, chunk // self.banks) if self.order == ORDERS[0] else (chunk // rows, chunk % rows)
+            )
         return {
             "page": physical // self.page_bytes, "row": row, "bank": bank, "column": inside // self.beat_bytes,
-            "lane": physical % self.beat_bytes * 8,
+            "lane": inside % self.beat_bytes * 8,
         }  # fmt: skip
 
 
@@ -108,6 +157,12 @@ def read_layout(file: str) -> tuple[MemoryLayout, str]:
 @lru_cache(maxsize=16)
 def _parse(text: bytes, file: str) -> MemoryLayout:
     row, where = FILE.parse(text, file), f"memory layout {file!r}"
+    bits = _address_bits(row, where)
+    if bits is not None:
+        row = row | {
+            "memory_bytes": 1 << len(bits.row + bits.column + bits.bank), "row_bytes": 1 << len(bits.column),
+            "banks": 1 << len(bits.bank),
+        }  # fmt: skip
     size = whole(row.get("memory_bytes"), f"{where}: memory_bytes", 1, _MOST_BYTES)
     row_bytes = whole(row.get("row_bytes", 8192), f"{where}: row_bytes", 1, size)
     lanes = whole(row.get("lanes", 64), f"{where}: lanes", 8, 4096)
@@ -123,8 +178,52 @@ def _parse(text: bytes, file: str) -> MemoryLayout:
         )
     return MemoryLayout(
         _bases(row.get("bases", {"0": 0}), size, where), size, row_bytes, banks, lanes, chips, order,
-        **_pages(row.get("pages", {}), size, where),
+        bits=bits, **_pages(row.get("pages", {}), size, where),
     )  # fmt: skip
+
+
+def _address_bits(row: dict[str, Any], where: str) -> AddressBits | None:
+    """Return the bits of the address that a layout names; None if it names none."""
+    if "address_bits" not in row:
+        return None
+    if twice := [key for key in ("memory_bytes", "row_bytes", "banks", "order") if key in row]:
+        raise FaultError(f"{where}: address_bits say what {twice[0]} says; leave {twice[0]} out")
+    given, where = row["address_bits"], f"{where}: address_bits"
+    if not isinstance(given, dict) or set(given) != {"row", "column", "bank"} or not isinstance(given["bank"], list):
+        raise FaultError(f"{where} is an object of row, column and bank, as {_BITS}")
+    try:
+        row_bits, column = (_positions(given[key]) for key in ("row", "column"))
+        bank = tuple(map(_positions, given["bank"]))
+    except ValueError as error:
+        raise FaultError(f"{where}: {error}; as {_BITS}") from None
+    bits = AddressBits(row_bits, column, bank)
+    known = len(row_bits + column + bank)
+    if known > _MOST_BITS or max((*row_bits, *column, *(one for every in bank for one in every))) >= known:
+        raise FaultError(f"{where} name {known} bits, at most {_MOST_BITS}, so the highest is {known - 1}; {_SAYS}")
+    if not bits.one_to_one:
+        raise FaultError(f"{where}: two addresses would have the same row, bank and column; {_SAYS}")
+    return bits
+
+
+def _positions(text: Any) -> tuple[int, ...]:
+    """Return the bits that a text such as '0-5,7-13' names, in its order; ValueError for another."""
+    found: list[int] = []
+    for part in text.split(",") if isinstance(text, str) and len(text) < 1000 else ("",):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or max(map(len, (first, last))) > 2:
+            raise ValueError(f"{str(text)[:40]!r} are no bits")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) < len(found) or not found:
+        raise ValueError(f"{str(text)[:40]!r} names a bit twice, or none")
+    return tuple(found)
+
+
+def _parity(physical: Index, bits: tuple[int, ...]) -> Index:
+    """Return the exclusive or of some bits of addresses."""
+    found = np.zeros_like(physical)
+    for bit in bits:
+        found ^= physical >> bit & 1
+    return found
 
 
 def _bases(given: Any, size: int, where: str) -> dict[int, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxfi.errors import InputError, IsolationError, ModelError, OnnxfiError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Add, Scale
-from onnxfi.faults.space import FaultSpace, Selector, parse_site
+from onnxfi.faults.space import FaultSpace, Selector, parse_site, refuse_without_sites
 from onnxfi.faults.trials import Faults, Sampler, draw_faults, fault_model, faults_at_named_sites
 from onnxfi.graph.dataflow.activation_targets import (
     Activation,
@@ -423,7 +423,10 @@ def _space(
     targets = [
         replace(a.target, structural=False, samples=0 if a.axis is None else samples) for a in chosen.activations
     ]
-    return FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
+    space = FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
+    if not space.size:
+        refuse_without_sites(targets, event, selector.bits)
+    return space
 
 
 def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:

@@ -366,3 +366,15 @@ def test_a_sweep_is_planned_trial_by_trial(here: Path) -> None:
     rows: Iterator[PlannedTrial] = planned(ber=(1e-3,), repeat=10**9).trials()
     assert next(rows).trial == 1 and next(rows).trial == 2
     assert planned(single=True, trials=10**7).strata[0].trials == SITES
+
+
+def test_activations_in_a_memory_below_its_voltage_fail_in_the_same_cells_of_every_inference(tmp_path: Path) -> None:
+    points = [{"at": 0.8, "p01": 0.02, "p10": 0.02}, {"at": 0.7, "p01": 0.1, "p10": 0.1}]
+    (tmp_path / "map.json").write_text(json.dumps({"version": 1, "axis": "voltage", "statistics": points}))
+    where = dict(target=("activations",), persistence="permanent", fault=f"fault-map:file={tmp_path / 'map.json'}")
+    campaign = Campaign(mlp(tmp_path), include=("=a", "=c"), voltage=(0.8, 0.7), repeat=2, **where)
+    trials = by_number(make_plan(campaign, FaultTargets.of(load(tmp_path / "m.onnx"), campaign.scopes)))
+    cells = {number: {row[:3] for row in faults(trial)} for number, trial in trials.items()}
+    assert cells[1] < cells[2] and cells[3] < cells[4] and cells[1] != cells[3]
+    assert {target for one in cells.values() for target, *_ in one} == {"a", "c"}
+    assert "sample" not in trials[4].lines

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxfi.errors import FaultError
+from onnxfi.errors import FaultError, SelectorError
 from onnxfi.faults.hardware.array import Array, Outputs
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.sites import Target
-from onnxfi.faults.space import FaultSpace
+from onnxfi.faults.space import FaultSpace, Selector
 from onnxfi.faults.trials import faults_of_event
 from onnxfi.faults.words import WORDS
 
@@ -131,6 +131,15 @@ def test_a_permanent_fault_is_in_every_layer_of_the_format_and_a_drawn_element_i
     assert [t.id for t in space.targets] == ["c", "g", "q"]
     found = {(f.target, f.index) for f in faults_of_event("c[21]:30", space, model, 0, 1)}  # channel 5: column 1
     assert found == {("c", ch * 4 + k) for ch in (1, 5) for k in range(4)} | {("g", n) for n in (1, 5, 9)}
+
+
+def test_an_array_that_no_layer_fits_is_refused() -> None:
+    pooled = Target("p", WORDS["float32"], (8,), "activation", op="MaxPool")
+    for target in (Target("w", WORDS["float32"], (8,), op="Conv"), pooled):
+        with pytest.raises(
+            SelectorError, match=r"no layer fits .* outputs of Conv, Gemm, MatMul.* --target activations"
+        ):
+            Selector().space([target], Array())
 
 
 def test_products_of_matrices_have_their_rows_before_their_channels() -> None:

@@ -133,11 +133,13 @@ def test_a_memory_of_another_size_is_refused(tmp_path: Path) -> None:
         fault_map(tmp_path, "instance=1", size_bits=64, range=[0.6, 0.8], instances=[cell])
 
 
-def test_a_map_goes_with_a_voltage_and_weights_alone(tmp_path: Path) -> None:
+def test_a_map_goes_with_a_voltage_and_with_what_is_in_every_inference(tmp_path: Path) -> None:
     model = fault_map(tmp_path, statistics=STATISTICS)
     space = FaultSpace.over((BYTES,), model)
     for kind in ("ber", "count", "temperature"):
         with pytest.raises(InputError, match=f"give voltage, not {kind}"):
             draw_faults(space, Sampler(kind), model)
-    with pytest.raises(SelectorError, match="holds weights"):
-        FaultSpace.over((Target("a", WORDS["uint8"], (4,), "activation"),), model)
+    for times in ({"samples": 3}, {"steps": 2}):
+        with pytest.raises(SelectorError, match="use --persistence permanent"):
+            FaultSpace.over((Target("a", WORDS["uint8"], (4,), "activation", **times),), model)
+    assert FaultSpace.over((Target("a", WORDS["uint8"], (4,), "activation"),), model).size == 32

@@ -15,6 +15,7 @@ from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
 from onnxfi.faults.sites import Target
 from onnxfi.faults.words import WORDS
 
+EXAMPLES = Path(__file__).parents[3] / "examples" / "hardware"
 SMALL: dict[str, Any] = {
     "memory_bytes": 512,
     "row_bytes": 32,
@@ -39,6 +40,59 @@ def test_addresses_fill_the_memory_in_order(order: str, tmp_path: Path) -> None:
     found = layout(tmp_path, order=order).coordinates(np.arange(512))
     columns = (found[name].tolist() for name in ("row", "bank", "column", "lane"))
     assert [*zip(*columns, strict=True)] == wanted
+
+
+BITS: dict[str, Any] = {"row": "7-8", "column": "0-2,4-5", "bank": ["6,8", "3,5,7"]}
+
+
+def hashed(folder: Path, **bits: Any) -> MemoryLayout:
+    file = folder / "layout.json"
+    file.write_text(
+        json.dumps({"version": 1, "lanes": 16, "chips": 2, "address_bits": BITS | bits, "pages": {"size": 64}})
+    )
+    return read_layout(str(file))[0]
+
+
+def test_a_bank_may_be_the_exclusive_or_of_address_bits(tmp_path: Path) -> None:
+    found = hashed(tmp_path)
+    assert (found.memory_bytes, found.row_bytes, found.banks) == (512, 32, 4)
+    wanted = []
+    for address in range(512):
+        bit = [address >> k & 1 for k in range(9)]
+        byte = bit[0] + 2 * bit[1] + 4 * bit[2] + 8 * bit[4] + 16 * bit[5]
+        bank = (bit[6] ^ bit[8]) + 2 * (bit[3] ^ bit[5] ^ bit[7])
+        wanted.append((bit[7] + 2 * bit[8], bank, byte // 2, byte % 2 * 8))
+    columns = (found.coordinates(np.arange(512))[name].tolist() for name in ("row", "bank", "column", "lane"))
+    assert [*zip(*columns, strict=True)] == wanted and len(set(wanted)) == 512
+
+
+@pytest.mark.parametrize(
+    ("bits", "why"),
+    [
+        ({"bank": ["6,8", "3,5,9"]}, "the highest is 8"),
+        ({"bank": ["6,8", "6,7,8"]}, "two addresses would have the same"),
+        ({"bank": ["6,8", "6,8"]}, "two addresses would have the same"),
+        ({"row": "7-x"}, "'7-x' are no bits"),
+        ({"row": [7, 8]}, "are no bits"),
+        ({"row": "7,7"}, "names a bit twice"),
+        ({"row": "0-99"}, "at most 50"),
+        ({"rank": "9"}, "an object of row, column and bank"),
+    ],
+)
+def test_address_bits_that_map_no_memory_are_refused(bits: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(FaultError, match=why):
+        hashed(tmp_path, **bits)
+
+
+def test_what_address_bits_say_is_not_said_twice(tmp_path: Path) -> None:
+    with pytest.raises(FaultError, match="leave memory_bytes out"):
+        layout(tmp_path, address_bits=BITS)
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.json")), ids=lambda file: file.stem)
+def test_examples_say_where_their_numbers_come_from(file: Path) -> None:
+    source = json.loads(file.read_text())["source"]
+    assert "MADE UP" in source or "Measured" in source
 
 
 def test_pages_lie_where_the_layout_puts_them(tmp_path: Path) -> None:
