@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.errors import InputError
-from onnxfi.faults.space import Target
+from onnxfi.faults.space import Selector, Target
 from onnxfi.graph.model.byte_source import quoted, read_bounded
 from onnxfi.graph.model.loading import Model, ModelLike, load, tensors_in
 from onnxfi.graph.write.output_file import atomic_files
@@ -26,6 +26,8 @@ from onnxfi.graph.write.output_file import atomic_files
 FORMAT, VERSION = "onnxfi-manifest", 1
 #: Bytes of a tensor that are hashed together.
 CHUNK_BYTES = 1 << 20
+#: Chunks that one thread hashes before it takes others, also of another tensor.
+_PIECE = 64
 #: The largest manifest that is read: that of a model of some 4 TB.
 MOST_BYTES = 1 << 28
 #: Fields of a tensor that hold its numbers, or the place where they lie.
@@ -150,8 +152,8 @@ class Verification:
         The tensors of the manifest that the model lacks or has in another format or shape; those that only it has.
     structure : bool
         True where graph, operators, attributes and names are the same.
-    same_bytes : bool
-        True where the file and its external data are the same byte for byte.
+    same_bytes : bool or None
+        True where the file and its external data are the same byte for byte; None if only some tensors were compared.
     tensors : int
         The tensors that were compared.
     """
@@ -160,7 +162,7 @@ class Verification:
     missing: tuple[str, ...]
     added: tuple[str, ...]
     structure: bool
-    same_bytes: bool
+    same_bytes: bool | None
     tensors: int
 
     @property
@@ -204,12 +206,16 @@ def manifest(model: ModelLike, *, workers: int | None = None) -> Manifest:
     """
     opened = load(model)
     with ThreadPoolExecutor(workers) as pool:
-        hashes = tuple(pool.map(lambda target: _hashed(opened, target), opened.targets))
+        whole = pool.submit(lambda: opened.digest)  # one after the other, beside the tensors
+        hashes = _hashes(opened, opened.targets, pool)
+        digest = whole.result()
     name = opened.path.name if opened.path else opened.name
-    return Manifest(name, opened.digest, structure_digest(opened), hashes)
+    return Manifest(name, digest, structure_digest(opened), hashes)
 
 
-def verify(model: ModelLike, known: Manifest | str | Path, *, workers: int | None = None) -> Verification:
+def verify(
+    model: ModelLike, known: Manifest | str | Path, *, selector: Selector | None = None, workers: int | None = None
+) -> Verification:
     """Compare a model with a manifest, tensor by tensor.
 
     Parameters
@@ -218,6 +224,8 @@ def verify(model: ModelLike, known: Manifest | str | Path, *, workers: int | Non
         The model.
     known : Manifest, str or Path
         The manifest, or its file.
+    selector : Selector, optional
+        The tensors to compare, so that a large model is checked a piece at a time; by default all, and the whole file.
     workers : int, optional
         Threads that read and hash; by default one a processor.
 
@@ -241,8 +249,18 @@ def verify(model: ModelLike, known: Manifest | str | Path, *, workers: int | Non
     """
     opened = load(model)
     wanted = known if isinstance(known, Manifest) else Manifest.read(known)
-    found = manifest(opened, workers=workers)
-    here, there = ({one.id: one for one in side.tensors} for side in (found, wanted))
+    there = {one.id: one for one in wanted.tensors}
+    if selector is None:
+        found = manifest(opened, workers=workers)
+        hashes, structure, same_bytes = found.tensors, found.structure, found.digest == wanted.digest
+    else:
+        chosen = selector.space(opened.targets).targets
+        with ThreadPoolExecutor(workers) as pool:
+            hashes = _hashes(opened, chosen, pool)
+        structure, same_bytes = structure_digest(opened), None
+        left_out = {target.id for target in opened.targets} - {target.id for target in chosen}
+        there = {name: one for name, one in there.items() if name not in left_out}
+    here = {one.id: one for one in hashes}
     common = [
         name
         for name, one in there.items()
@@ -258,8 +276,8 @@ def verify(model: ModelLike, known: Manifest | str | Path, *, workers: int | Non
         changed,
         tuple(name for name in there if name not in set(common)),
         tuple(name for name in here if name not in there),
-        found.structure == wanted.structure,
-        found.digest == wanted.digest,
+        structure == wanted.structure,
+        same_bytes,
         len(common),
     )
 
@@ -274,14 +292,27 @@ def structure_digest(model: Model) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _hashed(model: Model, target: Target) -> TensorHash:
-    """Hash the words of a tensor, a chunk at a time."""
-    per_chunk = CHUNK_BYTES * 8 // target.word.storage
-    chunks = [
-        hashlib.sha256(_bytes(model, target, start, min(per_chunk, target.size - start))).hexdigest()
-        for start in range(0, target.size, per_chunk)
-    ]
-    return TensorHash(target.id, target.word.name, target.shape, target.word.size_bytes(target.size), tuple(chunks))
+def _hashes(model: Model, targets: Sequence[Target], pool: Executor) -> tuple[TensorHash, ...]:
+    """Hash tensors in parallel, a large one in pieces."""
+    waiting = []
+    for target in targets:
+        step = _PIECE * (CHUNK_BYTES * 8 // target.word.storage)
+        starts = range(0, target.size, step)
+        waiting.append([pool.submit(_chunks, model, target, k, min(k + step, target.size)) for k in starts])
+    return tuple(
+        TensorHash(
+            target.id, target.word.name, target.shape, target.word.size_bytes(target.size),
+            tuple(chunk for piece in pieces for chunk in piece.result()),
+        )
+        for target, pieces in zip(targets, waiting, strict=True)
+    )  # fmt: skip
+
+
+def _chunks(model: Model, target: Target, first: int, last: int) -> list[str]:
+    """Hash words of a tensor, a chunk at a time."""
+    step = CHUNK_BYTES * 8 // target.word.storage
+    parts = (_bytes(model, target, start, min(step, last - start)) for start in range(first, last, step))
+    return [hashlib.sha256(part).hexdigest() for part in parts]
 
 
 def _bytes(model: Model, target: Target, start: int, count: int) -> bytes:

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand
+from onnxfi.cli.options import (
+    JSON,
+    LINKS,
+    MODEL,
+    PATH,
+    SELECTION,
+    GroupedCommand,
+    refuse_flags,
+    select_options,
+    selector_of,
+)
 
 
 @click.command("verify", cls=GroupedCommand, short_help="Compare MODEL with its manifest, tensor by tensor.")
 @MODEL
 @click.argument("manifest_file", metavar="MANIFEST", type=PATH)
+@select_options
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."
 )
 @LINKS
 @JSON
-def command(model: Path, manifest_file: Path, workers: int | None, allow_links: bool, as_json: bool) -> None:
+def command(
+    model: Path, manifest_file: Path, workers: int | None, allow_links: bool, as_json: bool, **flags: Any
+) -> None:
     """Compare MODEL with its manifest, and name the tensors that differ. Exit code 1: the model is not whole.
 
     \b
     onnxfi verify model.onnx model.onnx.manifest.json
+    onnxfi verify model.onnx model.onnx.manifest.json --include 'layers.0.*'
     """
     from onnxfi.analysis.manifest import verify
     from onnxfi.cli.terminal import count, print_json, print_line, table
     from onnxfi.graph.model.loading import load
 
-    found = verify(load(model, allow_links=allow_links), manifest_file, workers=workers)
+    refuse_flags(("bits", "elements"), "as whole tensors are hashed")
+    selector = selector_of(flags) if any(flags[name] for name in SELECTION) else None
+    found = verify(load(model, allow_links=allow_links), manifest_file, selector=selector, workers=workers)
     if as_json:
         print_json(found.document())
     else:
@@ -41,7 +58,11 @@ def command(model: Path, manifest_file: Path, workers: int | None, allow_links: 
         if not found.structure:
             print_line("the structure differs: operators, attributes, names or shapes")
         state = "whole" if found.whole else "not whole"
-        same = "" if found.same_bytes or not found.whole else "; the file stores the same numbers in another way"
+        same = (
+            ""
+            if found.same_bytes is not False or not found.whole
+            else "; the file stores the same numbers in another way"
+        )
         print_line(f"{model}: {state}, {count(found.tensors, 'tensor')} compared{same}")
     if not found.whole:
         raise SystemExit(1)

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxfi.analysis import manifest as module
 from onnxfi.analysis.manifest import Manifest, manifest, structure_digest, verify
-from onnxfi.errors import InputError
+from onnxfi.errors import InputError, SelectorError
+from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.inject.weights import inject, sample
 
@@ -74,6 +75,19 @@ def test_every_flip_is_found_and_located(element: int, bit: int) -> None:
         found = verify(inject(original, sample(original, sites=[f"w[{element}]:{bit}"])).data or b"", known)
     ((start, end),) = found.changed["w"]
     assert not found.whole and found.structure and start <= 4 * element < end and end - start == 100
+
+
+def test_a_piece_is_verified_by_itself_and_a_large_tensor_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxfi.analysis.manifest.CHUNK_BYTES", 64)
+    monkeypatch.setattr("onnxfi.analysis.manifest._PIECE", 3)  # 3 chunks of 64 bytes: 48 numbers
+    known = manifest(CNN)
+    damaged = inject(load(CNN), sample(load(CNN), sites=["fc1.weight[1000]:30"])).data
+    assert dict(verify(damaged, known, workers=3).changed) == {"fc1.weight": ((3968, 4032),)}
+    one = verify(damaged, known, selector=Selector(include=("conv",)))
+    assert one.whole and one.tensors == 4 and one.same_bytes is None
+    assert not verify(damaged, known, selector=Selector(include=("=fc1.weight",))).whole
+    with pytest.raises(SelectorError, match="matches nothing"):
+        verify(damaged, known, selector=Selector(include=("conv9",)))
 
 
 def test_the_structure_has_its_own_hash() -> None:
