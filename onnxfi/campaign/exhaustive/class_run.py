@@ -24,6 +24,7 @@ from onnxfi.campaign.exhaustive.class_table import (
     save_part,
     write_class_table,
 )  # fmt: skip
+from onnxfi.campaign.exhaustive.sample_runs import SampleRuns
 from onnxfi.campaign.exhaustive.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.run.campaign_record import identity
@@ -35,6 +36,7 @@ from onnxfi.faults.space import Target
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.certain.golden_values import Golden, golden_activations, needed_activations
+from onnxfi.runtime.certain.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
 from onnxfi.runtime.certain.propagation import NONFINITE, UNKNOWN
 from onnxfi.runtime.certain.weight_faults import WeightProofs, open_proofs
 from onnxfi.tasks.outcomes import Judgement, judge
@@ -42,8 +44,15 @@ from onnxfi.tasks.outcomes import Judgement, judge
 #: Faults of a block are no more than this, where each has a number for each sample.
 _FAULTS = 2048
 _KEEP_S = 30.0
+#: Faults of each tensor that run on all samples, whatever is proved of them.
+_CHECKED = 8
 
 
+Proofs = WeightProofs | IntegerProofs
+_RULES: tuple[tuple[Callable[..., tuple[str, ...]], Callable[..., Proofs]], ...] = (
+    (needed_activations, open_proofs),
+    (needed_integers, open_integer_proofs),
+)
 OnTensor = Callable[[str, int, int], None]
 #: Element, bit and faulty word of each fault.
 _Sites = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
@@ -157,6 +166,7 @@ class ClassRun:
         self.labels = self.golden.labels
         self.top = self.golden.answers.top.astype(np.int16)
         self._activations: dict[tuple[str, ...], Golden] = {}
+        self.whole = SampleRuns.open(self.opened, self.golden)
         self.canary = canary.prove(self.executor, [t for t in made.targets if t.size])
 
     def header_row(self) -> dict[str, Any]:
@@ -168,17 +178,19 @@ class ClassRun:
             "environment": {**versions(self.opened.campaign.engine.open()), "machine": platform.machine()},
         }  # fmt: skip
 
-    def proofs(self, target: Target) -> WeightProofs | None:
+    def proofs(self, target: Target) -> Proofs | None:
         """Return the proofs for a target; None if there are none."""
         [scored] = self.opened.names
-        try:
-            needed = needed_activations(self.net, target.id, scored)
-            if needed not in self._activations:
-                self._activations = {needed: self._golden(needed)}
-            top = np.where(self.golden.answers.nonfinite, UNKNOWN, self.top).astype(np.int16)
-            return open_proofs(self.net, target.id, self._activations[needed], scored, top)
-        except UnprovableError:
-            return None
+        top = np.where(self.golden.answers.nonfinite, UNKNOWN, self.top).astype(np.int16)
+        for needs, opens in _RULES:
+            try:
+                needed = needs(self.net, target.id, scored)
+                if needed not in self._activations:
+                    self._activations = {needed: self._golden(needed)}
+                return opens(self.net, target.id, self._activations[needed], scored, top)
+            except UnprovableError:
+                continue
+        return None
 
     def _golden(self, needed: tuple[str, ...]) -> Golden:
         opened = self.opened
@@ -199,11 +211,12 @@ class ClassRun:
         table = table or TensorTable.empty(target.id, target.layer, target.dtype, target.size, bits)
         written = time.monotonic()
         proofs = self.proofs(target)
-        runs = TensorRuns(self.executor, self.header, self.golden, target)
+        runs = TensorRuns(self.executor, self.header, self.golden, target, self.whole)
         elements = np.arange(target.size, dtype=np.int64)
         channels = elements * 0 if proofs is None else proofs.channel_of(elements)
-        size = np.dtype(f"u{(target.word.bits + 7) // 8}")
         stored = self.opened.model.words(target, elements)
+        if proofs is not None and not kept:
+            self._check(target, bits, proofs, runs)
         done = 0
         for channel in np.unique(channels).tolist():
             mine = elements[channels == channel]
@@ -215,16 +228,39 @@ class ClassRun:
                 at = np.repeat(some, len(bits))
                 bit = np.tile(np.array(bits, np.int64), len(some))
                 after = stored[at] ^ (np.uint64(1) << bit.astype(np.uint64))
-                classes = np.full((len(at), len(self.top)), UNKNOWN, np.int16)
-                if proofs is not None:
-                    before, faulty = (w.astype(size).view(np.float32) for w in (stored[at], after))
-                    classes = proofs.classes(at, before, faulty)
+                classes = self._classes(target, proofs, at, stored[at], after)
                 self._tally(table, runs, (at, bit, after), classes)
                 if time.monotonic() - written > _KEEP_S:
                     save_part(part, table, done)
                     written = time.monotonic()
                 progress(target.id, done, table.faults)
         return table
+
+    def _classes(
+        self, target: Target, proofs: Proofs | None, elements: NDArray[np.int64], before: NDArray[np.uint64],
+        after: NDArray[np.uint64],
+    ) -> NDArray[np.int16]:  # fmt: skip
+        """Return the class of each fault and sample, from the stored and the faulty words; UNKNOWN without a proof."""
+        if proofs is None:
+            return np.full((len(elements), len(self.top)), UNKNOWN, np.int16)
+        size = np.dtype(f"u{(target.word.bits + 7) // 8}")
+        classes = proofs.classes(elements, *(words.astype(size).view(target.dtype) for words in (before, after)))
+        if not self.golden.detects:
+            classes[classes == NONFINITE] = UNKNOWN
+        return classes
+
+    def _check(self, target: Target, bits: tuple[int, ...], proofs: Proofs, runs: TensorRuns) -> None:
+        """Hold the proofs of some faults, spread over a tensor from its highest bit down, against runs."""
+        elements = np.linspace(0, target.size - 1, min(_CHECKED, target.size)).astype(np.int64)
+        bit = np.array([bits[-1 - n % len(bits)] for n in range(len(elements))], np.int64)
+        before = self.opened.model.words(target, elements)
+        after = before ^ (np.uint64(1) << bit.astype(np.uint64))
+        every = [np.arange(len(self.top))] * len(elements)
+        for n, found in enumerate(runs.run(elements, bit, after, every)):
+            one = slice(n, n + 1)
+            [classes] = self._classes(target, proofs, elements[one], before[one], after[one])
+            for outcome in [] if isinstance(found, Judgement) else found:
+                _agree(outcome, classes, f"{target.id}[{elements[n]}]:{bit[n]}")
 
     def _tally(
         self, table: TensorTable, runs: TensorRuns, faults: _Sites,
@@ -234,8 +270,6 @@ class ClassRun:
         elements, bits, words = faults
         column = np.searchsorted(table.bits, bits)
         right = np.zeros(len(self.top), np.bool_) if self.labels is None else self.top == self.labels
-        if not self.golden.detects:
-            classes[classes == NONFINITE] = UNKNOWN
         table.due[elements, column] = np.count_nonzero(classes == NONFINITE, axis=1)
         changed = (classes != self.top) & (classes >= 0)
         table.changed[elements, column] = np.count_nonzero(changed, axis=1)
@@ -244,8 +278,7 @@ class ClassRun:
             table.right[elements, column] = np.count_nonzero(classes == self.labels, axis=1)
         unknown = classes == UNKNOWN
         rows = np.flatnonzero(unknown.any(1))
-        batch = np.concatenate([np.full(len(o.samples), k) for k, o in enumerate(self.golden.run)])
-        needed = [set(batch[unknown[row]].tolist()) for row in rows]
+        needed = [np.flatnonzero(unknown[row]) for row in rows]
         for row, found in zip(rows, runs.run(elements[rows], bits[rows], words[rows], needed), strict=True):
             where = elements[row], column[row]
             if isinstance(found, Judgement):
@@ -269,12 +302,7 @@ class ClassRun:
         """Add what ran to what was proved, and hold the proofs of the same batches against it."""
         for one in found:
             proved = classes[one.samples] != UNKNOWN
-            mine = classes[one.samples][proved]
-            if np.where(mine == NONFINITE, ~one.due[proved], (one.top[proved] != mine) | one.due[proved]).any():
-                raise CampaignError(
-                    f"{table.id}[{where[0]}]:{table.bits[where[1]]}: a run gives another class than was proved; "
-                    f"the runtime does not compute as the proofs assume; run without --outcomes class"
-                )
+            _agree(one, classes, f"{table.id}[{where[0]}]:{table.bits[where[1]]}")
             rest = one.samples[~proved]
             table.changed[where] += np.count_nonzero(one.changed[~proved])
             table.critical[where] += np.count_nonzero(one.changed[~proved] & right[rest])
@@ -282,3 +310,14 @@ class ClassRun:
             if self.labels is not None:
                 table.right[where] += np.count_nonzero(one.top[~proved] == self.labels[rest])
             table.ran[where] += len(rest)
+
+
+def _agree(one: BatchOutcome, classes: NDArray[np.int16], site: str) -> None:
+    """Raise CampaignError if a run contradicts a proved class."""
+    mine = classes[one.samples]
+    wrong = np.where(mine == NONFINITE, ~one.due, (one.top != mine) | one.due)
+    if (wrong & (mine != UNKNOWN)).any():
+        raise CampaignError(
+            f"{site}: a run gives another class than was proved; the runtime does not compute as the proofs assume; "
+            f"run without --outcomes class"
+        )

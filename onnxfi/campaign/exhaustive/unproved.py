@@ -1,14 +1,19 @@
-"""Runs of faults whose classes are not proved: by the routes of a campaign, batch by batch, as many as they need."""
+"""Runs of faults whose classes are not proved, on the samples that need one.
+
+A small model runs as a whole on these samples; others run by the routes of a campaign, batch by batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.exhaustive.sample_runs import SampleRuns
 from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.models import Flip
@@ -27,7 +32,7 @@ _ROUTES = (Route.CHANNEL_DELTA, Route.PARTIAL, Route.REBUILT)
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """The outcome of one fault on the samples of one batch."""
+    """The outcome of one fault on some samples, most often those of one batch."""
 
     samples: NDArray[np.int64]
     top: NDArray[np.int64]
@@ -43,15 +48,17 @@ class TensorRuns:
     header: Header
     golden: GoldenRun
     target: Target
+    #: Runs of the whole model on some samples, where it is small.
+    whole: SampleRuns | None = None
 
     def run(
         self,
         elements: NDArray[np.int64],
         bits: NDArray[np.int64],
         words: NDArray[np.uint64],
-        needed: Sequence[set[int]],
+        needed: Sequence[NDArray[np.int64]],
     ) -> Iterator[list[BatchOutcome] | Judgement]:
-        """Yield the outcomes of each fault on the batches that it needs, or its judgement on all samples.
+        """Yield the outcomes of each fault on the samples that it needs and others, or its judgement on all samples.
 
         Parameters
         ----------
@@ -59,10 +66,16 @@ class TensorRuns:
             The sites.
         words : uint64 array [faults]
             The faulty words.
-        needed : sequence of set of int
-            The batches that each fault needs.
+        needed : sequence of int array
+            The samples that each fault needs, in ascending order.
         """
-        route = self._route()
+        if self.whole is not None:
+            for element, bit, samples in zip(elements.tolist(), bits.tolist(), needed, strict=True):
+                outputs = self.whole.run(self._faults(element, bit), samples)
+                yield self.alone(element, bit) if outputs is None else [self._judged(self._golden(samples), outputs)]
+            return
+        batches = [set(self._batch[samples].tolist()) for samples in needed]
+        route = self._route
         path = (
             None if self.executor.weights is None else self.executor.weights.segmented.segmentation.alone(self.target)
         )
@@ -72,10 +85,20 @@ class TensorRuns:
             found: list[list[BatchOutcome] | None] = [None] * len(part)
             if route is not None and path is not None:
                 trials = [TrialFaults({path.location: (elements[n : n + 1], words[n : n + 1])}) for n in part]
-                found = self._group(route, trials, [needed[n] for n in part])
+                found = self._group(route, trials, [batches[n] for n in part])
             for n, one in zip(part, found, strict=True):
                 yield self.alone(int(elements[n]), int(bits[n])) if one is None else one
 
+    @cached_property
+    def _batch(self) -> NDArray[np.int64]:
+        """Return the number of the batch of each sample."""
+        return np.repeat(np.arange(len(self.golden.run)), [len(one.samples) for one in self.golden.run])
+
+    def _golden(self, samples: NDArray[np.int64]) -> Outputs:
+        """Return the golden outputs of some samples."""
+        return Outputs(samples, {"": self.golden.scores[samples]})
+
+    @cached_property
     def _route(self) -> Reexecution | None:
         weights = self.executor.weights
         if weights is None:
@@ -108,18 +131,19 @@ class TensorRuns:
                     trial.computed.pop(k, None)
                     continue
                 try:
-                    mine.append(self._judged(k, route.outputs(k, trial)))
+                    mine.append(self._judged(self.golden.run[k], route.outputs(k, trial)))
                 except (SegmentMismatchError, EngineError, MemoryError):
                     found[number] = None
         return found
 
-    def _judged(self, k: int, outputs: Outputs) -> BatchOutcome:
-        whole, golden = outputs, self.golden.run[k]
-        pair = AnswerPair(Answers((golden,)), Answers((whole,)), self.golden.detects)
+    def _judged(self, golden: Outputs, outputs: Outputs) -> BatchOutcome:
+        pair = AnswerPair(Answers((golden,)), Answers((outputs,)), self.golden.detects)
         return BatchOutcome(golden.samples, pair.top, pair.silent_top, pair.detected)
+
+    def _faults(self, element: int, bit: int) -> Faults:
+        sites = Sites(np.zeros(1, np.int64), np.array([element]), np.array([bit], np.int16))
+        return Faults((self.target,), sites, (Flip(),))
 
     def alone(self, element: int, bit: int) -> Judgement:
         """Return the judgement of one fault on all samples, by the shortest route that is exact."""
-        sites = Sites(np.zeros(1, np.int64), np.array([element]), np.array([bit], np.int16))
-        faults = Faults((self.target,), sites, (Flip(),))
-        return self.executor.judged(self.header, self.golden, faults)
+        return self.executor.judged(self.header, self.golden, self._faults(element, bit))

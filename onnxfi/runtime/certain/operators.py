@@ -246,9 +246,10 @@ class MaxPool:
 
     def __call__(self, faulty: Bounds) -> Bounds:
         """Return the bounds of the output."""
-        return faulty.mapped(self._pooled)
+        return faulty.mapped(self.pooled)
 
-    def _pooled(self, values: Floats) -> Floats:
+    def pooled(self, values: Floats) -> Floats:
+        """Return the largest value of each window of images […, height, width]."""
         (h, w), (sy, sx), (top, left, bottom, right) = self.kernel, self.strides, self.pads
         if any(self.pads):
             edges = [(0, 0)] * (values.ndim - 2) + [(top, bottom), (left, right)]

@@ -23,6 +23,9 @@ _BLOCK = 1 << 15
 _BIAS = 2
 #: Samples of a block at least: below, calls cost more than what they compute.
 _FEWEST = 16
+#: Changes, as shares of the weight, that are proved together: to no more than about its own size, or, where a bound
+#: costs as much as a run, of the lower half of the mantissa and of the rest of it.
+_LARGEST_TOGETHER, _HALF, _FINE = 2.0, 0.5, 2.0**-8
 #: Binary logarithms between which the range of a sample lies, and the steps of its bisection (0.04 at the end).
 _LEAST, _MOST, _STEPS = -24.0, 126.0, 12
 
@@ -141,9 +144,13 @@ class WeightProofs:
     def _proved(self, faults: _Faults, inputs: Floats) -> Classes:
         """Prove faults whose change meets several numbers of each sample."""
         found = np.full((len(faults.which), inputs.shape[1]), UNKNOWN, np.int16)
-        small = np.abs(faults.change) <= 2 * np.abs(faults.old)
-        for sign in (-1.0, 1.0):
-            rows = np.flatnonzero(small & (np.sign(faults.change) == sign))
+        share = np.abs(faults.change) / np.abs(faults.old)  # a NaN where nothing changes
+        small = share <= _LARGEST_TOGETHER
+        if self.cheap:
+            groups = [small & (np.sign(faults.change) == sign) for sign in (-1.0, 1.0)]
+        else:  # a bound costs as much as a run: few of them, for the changes that the fewest samples notice
+            groups = [share <= _FINE, (share > _FINE) & (share <= _HALF)]
+        for rows in map(np.flatnonzero, groups):
             if len(rows):
                 self._together(rows, faults, inputs, found)
         if self.cheap:
@@ -152,19 +159,20 @@ class WeightProofs:
         return found
 
     def _together(self, rows: NDArray[np.int64], faults: _Faults, inputs: Floats, found: Classes) -> None:
-        """Prove the changes of one sign of each element together, then what is left of them pair by pair."""
+        """Prove some changes of each element together, from the lowest to the highest; then what is left by pairs."""
         which, old, change, channel = faults.which, faults.old, faults.change, faults.channel
         mine, at = np.unique(which[rows], return_inverse=True)
-        largest, size = np.zeros(len(mine)), np.zeros(len(mine))
-        np.maximum.at(largest, at, np.abs(change[rows]))
+        lowest, highest, size = np.zeros((3, len(mine)))
+        np.minimum.at(lowest, at, change[rows])
+        np.maximum.at(highest, at, change[rows])
         np.maximum.at(size, at, np.abs(old[rows]))
-        sign = np.sign(change[rows[0]])
         for first in range(0, len(mine), step := self._step(inputs)):
             part = slice(first, first + step)
             x = inputs[mine[part]]
-            ends = _column(sign * largest[part], x) * x
-            low, high = np.minimum(ends, 0), np.maximum(ends, 0)
-            magnitude = _column(2 * size[part] + largest[part], x) * np.abs(x)
+            ends = _column(lowest[part], x) * x, _column(highest[part], x) * x
+            low, high = np.minimum(*ends), np.maximum(*ends)
+            largest = np.maximum(highest[part], -lowest[part])
+            magnitude = _column(2 * size[part] + largest, x) * np.abs(x)
             proved = self.path.classes(self.path.first.entry(low, high, magnitude, channel))
             here = (at >= first) & (at < first + step)
             found[rows[here]] = proved[at[here] - first]

@@ -14,7 +14,8 @@ from onnxfi.campaign.exhaustive.class_table import COLUMNS, read_class_table
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import SpecError, StoreError
+from onnxfi.errors import CampaignError, SpecError, StoreError
+from onnxfi.runtime.certain.weight_faults import WeightProofs
 
 N = 12
 
@@ -96,3 +97,10 @@ def test_other_campaigns_are_refused(tmp_path: Path) -> None:
 def test_counts_are_small_numbers(tmp_path: Path) -> None:
     table = class_outcomes(campaign(tmp_path, include=("=b2",)), tmp_path / "t.npz")
     assert all(table.column(name).max() <= N and table.column(name).dtype == np.uint32 for name in COLUMNS)
+
+
+def test_a_runtime_that_computes_otherwise_ends_the_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs, none = WeightProofs.classes, np.zeros((1, N), np.int16)
+    monkeypatch.setattr(WeightProofs, "classes", lambda *given: (proofs(*given) + 1) % 3 + none)
+    with pytest.raises(CampaignError, match="does not compute as the proofs assume"):
+        class_outcomes(campaign(tmp_path, include=("=w2",)), tmp_path / "t.npz")

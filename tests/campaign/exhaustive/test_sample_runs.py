@@ -1,0 +1,24 @@
+"""Runs of a small model on some samples: offered only where so many samples have their golden scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_campaigns import mlp, samples
+
+from onnxfi.campaign.exhaustive import sample_runs
+from onnxfi.campaign.exhaustive.class_run import ClassRun
+from onnxfi.campaign.exhaustive.sample_runs import SampleRuns
+from onnxfi.campaign.spec.campaign import Campaign
+
+
+def test_numbers_of_samples_with_other_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Campaign(mlp(tmp_path), samples(tmp_path, 12), exhaustive=True, outcomes="class", batch=5, provider="cpu")
+    run = ClassRun(given)
+    assert run.whole is not None and all(run.whole.keeps_bits(size) for size in (1, 2, 4, 12))
+    other = SampleRuns(run.whole.opened, run.whole.feeds, np.nextafter(run.whole.scores, np.float32(9)))
+    assert not other.keeps_bits(2)
+    monkeypatch.setattr(sample_runs, "_SMALL", 10)
+    assert SampleRuns.open(run.opened, run.golden) is None
