@@ -152,7 +152,6 @@ class _Facts:
     differ: Flags
     nonfinite: Flags
     detected: Flags
-    distances: Floats
     values: Sequence[Any] | Array
 
 
@@ -189,10 +188,17 @@ class DecodedPair(AnswerPair):
         found = self._facts.detected if self.detects else np.zeros_like(self._facts.detected)
         return found if self.alarmed is None else found | self.alarmed
 
-    @property
+    @cached_property
     def distances(self) -> Floats:
         """The largest |faulty - golden| of the outputs of each sample; infinite if lengths differ ([N])."""
-        return self._facts.distances
+        found = np.where(self._whole.differ, np.inf, 0.0)
+        first = 0
+        for golden, faulty in zip(self.golden.run, self.faulty.run, strict=True):
+            mine = found[first : first + len(golden.samples)]
+            first += len(golden.samples)
+            if mine.any() and self._by_rows(golden, faulty):
+                mine[:] = _farthest_of(golden, faulty)
+        return found if self.golden.kept is None else found[self.golden.kept]
 
     @property
     def within_tolerance(self) -> Flags:
@@ -203,46 +209,57 @@ class DecodedPair(AnswerPair):
 
     @cached_property
     def _facts(self) -> _Facts:
+        kept, whole = self.golden.kept, self._whole
+        if kept is None:
+            return whole
+        values = whole.values
+        some = values[kept] if isinstance(values, np.ndarray) else tuple(values[k] for k in kept)
+        return _Facts(whole.differ[kept], whole.nonfinite[kept], whole.detected[kept], some)
+
+    @cached_property
+    def _whole(self) -> _Facts:
+        """The facts about all samples, also those that do not count."""
         golden = self.golden
         batches = zip(golden.run, self.faulty.run, golden.by_batch, golden.broken_by_batch, strict=True)
         found = [self._of_batch(*batch) for batch in batches]
-        kept = self.golden.kept
-        columns = (np.concatenate([getattr(one, f.name) for one in found]) for f in fields(_Facts)[:-1])
-        flags = [column if kept is None else column[kept] for column in columns]
-        differ, nonfinite, detected, distances = flags
-        return _Facts(differ, nonfinite, detected, distances, joined([one.values for one in found], kept))
+        differ, nonfinite, detected = (
+            np.concatenate([getattr(one, f.name) for one in found]) for f in fields(_Facts)[:-1]
+        )
+        return _Facts(differ, nonfinite, detected, joined([one.values for one in found]))
+
+    def _by_rows(self, golden: Outputs, faulty: Outputs) -> bool:
+        """Return whether outputs are compared row by row."""
+        return self.golden.apart and golden.has_rows and alike(golden, faulty)
 
     def _of_batch(self, golden: Outputs, faulty: Outputs, known: Sequence[Any] | Array, before: Flags) -> _Facts:
         n, apart = len(golden.samples), self.golden.apart
         if same_outputs(golden, faulty):
             none = np.zeros(n, np.bool_)
-            return _Facts(none, before, none, np.zeros(n), known)
-        if apart and golden.has_rows and alike(golden, faulty):
+            return _Facts(none, before, none, known)
+        if self._by_rows(golden, faulty):
             return self._by_row(golden, faulty, known, before)
         values = self.faulty.decoded(faulty)
         nonfinite = broken(faulty, apart) | undefined(values)
         detected = nonfinite & ~before
         differ = np.array([not same_answer(*pair) for pair in zip(known, values, strict=True)], np.bool_) | detected
-        return _Facts(differ, nonfinite, detected, np.where(differ, np.inf, 0.0), values)
+        return _Facts(differ, nonfinite, detected, values)
 
     def _by_row(self, golden: Outputs, faulty: Outputs, known: Sequence[Any] | Array, before: Flags) -> _Facts:
         """Compare row by row, and decode the rows that differ."""
         n = len(golden.samples)
-        differ, detected, far = np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n)
+        differ, detected = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         for name, array in golden.arrays.items():
             rows = np.flatnonzero(~same_by(array, faulty.arrays[name], 0))
             differ[rows] = True
             if rows.size:
-                g, f = array[rows], faulty.arrays[name][rows]
-                detected[rows] |= _fresh(g, f)
-                far[rows] = np.maximum(far[rows], _farthest(g, f))
+                detected[rows] |= _fresh(array[rows], faulty.arrays[name][rows])
         rows, nonfinite = np.flatnonzero(differ), before.copy()
         some = faulty.take(rows)
         found = self.faulty.decoded(some)
         bad = undefined(found)
         nonfinite[rows] = broken(some, True) | bad
         detected[rows] |= bad & ~before[rows]
-        return _Facts(differ, nonfinite, detected, far, _replaced(known, rows, found))
+        return _Facts(differ, nonfinite, detected, _replaced(known, rows, found))
 
 
 def _fresh(golden: Array, faulty: Array) -> Flags:
@@ -251,6 +268,16 @@ def _fresh(golden: Array, faulty: Array) -> Flags:
         return np.zeros(len(golden), np.bool_)
     fresh = differing(golden, faulty) & ~np.isfinite(faulty)
     return np.asarray(fresh.reshape(len(golden), -1).any(axis=1))
+
+
+def _farthest_of(golden: Outputs, faulty: Outputs) -> Floats:
+    """Return the largest distance in each row of all outputs."""
+    far = np.zeros(len(golden.samples))
+    for name, array in golden.arrays.items():
+        rows = np.flatnonzero(~same_by(array, faulty.arrays[name], 0))
+        if rows.size:
+            far[rows] = np.maximum(far[rows], _farthest(array[rows], faulty.arrays[name][rows]))
+    return far
 
 
 def _farthest(golden: Array, faulty: Array) -> Floats:

@@ -142,24 +142,24 @@ class TokenScores:
         known = self._known.get(sample)
         for first in range(0, len(at), step):
             some = at[first : first + step]
-            numbers = logits[some]
+            rows = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else some  # a view, mostly
+            numbers, place = logits[rows], np.arange(len(some))
             values = numbers if numbers.dtype in (np.float32, np.float64) else numbers.astype(np.float32)
             below = np.count_nonzero(np.isneginf(values), axis=1)
-            bad = ~(values.max(axis=1) < np.inf)  # a NaN is the highest
+            total, top = log_sum(values), values.argmax(axis=1)
+            bad = ~(values[place, top] < np.inf)  # a NaN is the highest
             if known is not None:
                 bad |= below > known[1][first : first + step]
-            shares = log_softmax(values)
-            place = np.arange(len(some))
-            kept[some, TOP] = np.where(bad, -1, values.argmax(axis=1))
-            kept[some, OWN] = np.where(bad, np.nan, shares[place, kept[some, TARGET].astype(np.int64)])
+            kept[rows, TOP] = np.where(bad, -1, top)
+            own = values[place, kept[rows, TARGET].astype(np.int64)]
+            kept[rows, OWN] = log_shares(own[:, None], total, bad)[:, 0]
             if logits.shape[1] > self.most:
                 chosen = (
                     known[0][first : first + step] if known and known[0] is not None else highest(values, self.most)
                 )
                 ids.append(chosen)
-                shares = np.take_along_axis(shares, chosen, axis=1)
-            shares[bad] = np.nan
-            kept[some, KEPT:] = shares
+                values = np.take_along_axis(values, chosen, axis=1)
+            kept[rows, KEPT:] = log_shares(values, total, bad)
             low.append(below)
         if known is None:
             self._known[sample] = np.concatenate(ids) if ids else None, np.concatenate(low)
@@ -198,17 +198,26 @@ def _following(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
-def log_softmax(values: Array) -> Floats:
-    """Return the log-probabilities of each row, as float64; -infinity as the lowest float32.
+def log_sum(values: Array) -> Floats:
+    """Return the logarithm of the sum of the exponentials of each row ([M,1]): its powers in the type of the values.
 
-    >>> np.exp(log_softmax(np.array([[0.0, 0.0, -np.inf]]))).round(3).tolist()
-    [[0.5, 0.5, 0.0]]
+    >>> np.exp(log_sum(np.array([[0.0, 0.0, -np.inf]]))).round(3).tolist()
+    [[2.0]]
     """
     with np.errstate(all="ignore"):
-        away = values.astype(np.float64)
-        away -= away.max(axis=1, keepdims=True)
-        away -= np.log(np.exp(away).sum(axis=1, keepdims=True))
-    return np.maximum(away, _LOWEST)
+        most = values.max(axis=1, keepdims=True)
+        powers = np.exp(values - most)
+        return np.asarray(most + np.log(powers.sum(axis=1, keepdims=True, dtype=np.float64)))
+
+
+def log_shares(values: Array, total: Floats, bad: NDArray[np.bool_]) -> Array:
+    """Return the log-probabilities of values as float32; -infinity as the lowest number, NaN in bad rows."""
+    found = np.empty(values.shape, np.float32)
+    with np.errstate(all="ignore"):
+        np.subtract(values, total, out=found, dtype=np.float64, casting="same_kind")
+        np.maximum(found, np.float32(_LOWEST), out=found)
+    found[bad] = np.nan
+    return found
 
 
 def highest(values: Array, most: int) -> NDArray[np.int64]:
