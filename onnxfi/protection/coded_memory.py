@@ -14,7 +14,7 @@ from onnxfi.faults.models import SetWord
 from onnxfi.faults.sites import Sites
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults, concatenate
-from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.write.byte_edits import plain_edits
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, look_up_words
 from onnxfi.protection.code_assignment import CodeAssignment
@@ -23,6 +23,8 @@ from onnxfi.protection.memory_codes import MemoryCode
 #: Keeps the chance of check bits and of scrub intervals apart from that of faults in words.
 _CHECK_PART, _INTERVALS = 2, 7
 _CHUNK = 1 << 16
+#: Bytes of a model in one file.
+_LARGEST = (1 << 31) - (1 << 16)
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,7 @@ def with_check_bits(model: Model, code: MemoryCode | CodeAssignment) -> Model:
     ]  # fmt: skip
     if not covered:
         return model
-    if model.external:
-        raise ModelError(
-            f"{model.name} has external data, so the code {assigned} cannot be put into its words; write it as one "
-            f"file first (onnx.save(onnx.load(FILE), OTHER)), or take secded, whose check bits lie beside the words"
-        )
+    origin, model = model.digest, _in_one(model, assigned) if model.external else model
     edits = FileEdits()
     for target, cleared in covered:
         place = model.places[model.by_id[target.id]]
@@ -208,7 +206,27 @@ def with_check_bits(model: Model, code: MemoryCode | CodeAssignment) -> Model:
                 index = np.arange(start, min(start + _CHUNK, target.size), dtype=np.int64)
                 words = model.words(target, index) & np.uint64(target.word.full & ~cleared)
                 edits.patches[place.file].append(plain_edits(read, target, place, index, words))
-    return replace(load(faulty_bytes(model, edits)), origin=model.digest)
+    return replace(load(faulty_bytes(model, edits)), origin=origin)
+
+
+def _in_one(model: Model, code: CodeAssignment) -> Model:
+    """Return the model with its external data inside, in memory; ModelError if that is too large or changes targets."""
+    import onnx
+
+    size = sum(source.size for source in model.sources)
+    refused = f"the code {code} cannot be put into the words of {model.name}: "
+    remedy = "; take secded, whose check bits lie beside the words"
+    if size >= _LARGEST or model.path is None:
+        raise ModelError(f"{refused}with its external data it takes {size:,} bytes, too many for one file{remedy}")
+    proto = parse(model)
+    try:
+        onnx.load_external_data_for_model(proto, str(model.path.parent))
+    except (onnx.checker.ValidationError, OSError) as error:
+        raise ModelError(f"{refused}{' '.join(str(error).split())[:120]}{remedy}") from None
+    made = load(proto)
+    if [(target.id, target.size) for target in made.targets] != [(target.id, target.size) for target in model.targets]:
+        raise ModelError(f"{refused}tensors share their external data{remedy}")
+    return made
 
 
 def _coverable(code: MemoryCode, target: Target) -> bool:

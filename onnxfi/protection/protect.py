@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.errors import InputError, ModelError
-from onnxfi.faults.space import Selector
+from onnxfi.errors import InputError, ModelError, SelectorError, closest
+from onnxfi.faults.space import NamePattern, Selector
+from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.passes.bit_arithmetic import opset_of
@@ -19,7 +20,7 @@ from onnxfi.protection.calibration import calibration_record
 from onnxfi.protection.drift import Drift, find_drift
 from onnxfi.protection.protection import Protection, Setting
 from onnxfi.protection.protection_plan import ProtectionPlan
-from onnxfi.protection.protections import parse_protection
+from onnxfi.protection.protections import WeightClipping, parse_protection
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, data_of
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
@@ -149,6 +150,8 @@ def protect(
     check_output_files(model, output_files(place, len(model.external)))
     runner = engine or OrtEngine(provider="cpu")
     dry_run(runner, model.path or model.source.data or b"")
+    if entries is None and selector is not None:
+        _check_excluded(model, chosen, selector)
     origin = model.digest
     model, notes = _raised(model, opset)
     setting = Setting(model, selector or Selector(), data, runner, batch, notes)
@@ -183,6 +186,19 @@ def _chosen(protections: Sequence[str | Protection]) -> tuple[Protection, ...]:
         if kind in kinds[:k]:
             raise InputError(f"{chosen[kinds.index(kind)]} and {chosen[k]} protect the same; give one of them")
     return chosen
+
+
+def _check_excluded(model: Model, chosen: Sequence[Protection], selector: Selector) -> None:
+    """Raise SelectorError for a pattern of `exclude` that leaves out nothing that these protections could cover."""
+    of_weights = [isinstance(one, WeightClipping) for one in chosen]
+    weights = model.targets if any(of_weights) else ()
+    computed = () if all(of_weights) else tuple(a.target for a in activations(model))
+    names = [name for target in (*computed, *weights) for name in target.names]
+    kind = "activation or weight" if computed and weights else "weight" if weights else "activation"
+    for pattern in selector.exclude:
+        if not NamePattern(pattern).matches(names):
+            near = closest(pattern.lstrip("="), names)
+            raise SelectorError(f"--exclude {pattern!r} matches no {kind} of this model{near}")
 
 
 def _planned(

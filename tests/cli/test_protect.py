@@ -58,6 +58,11 @@ def test_what_is_refused_is_one_line(run: Run, here: Path) -> None:
         ),
         (("--with", "range:clip"), "give --data"),
         (("--with", "range:clip", *ON, "--include", "=rleu"), "matches no activation of the main graph"),
+        (
+            ("--with", "range:clip", *ON, "--exclude", "rleu"),
+            "--exclude 'rleu' matches no activation of this model; cl",
+        ),
+        (("--with", "clip-weights", "--exclude", "relu"), "--exclude 'relu' matches no weight of this model"),
         (("--with", "range:clip", *ON, "--task", "deviation"), "--task has no effect as nothing is scored here"),
         (("--with", "range:clip", "--samples", "3"), "--samples has no effect without --data"),
     ):
