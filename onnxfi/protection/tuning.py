@@ -66,7 +66,7 @@ def tuned(
     tensors : tuple of Restricted
         The activations with the bounds of the calibration data, one for each tensor.
     data : Data
-        Labelled calibration data.
+        Calibration data; without labels the fault-free answers of the model are taken for right.
     engine : Engine
         The engine that runs the model.
     how : Tuning
@@ -80,10 +80,8 @@ def tuned(
     Raises
     ------
     InputError
-        For data without labels, an external model, or bounds by channel.
+        For an external model, or one that does not put out several scores for each sample.
     """
-    if data.labels is None:
-        raise InputError("range:tuned judges bounds by the accuracy under faults; give labelled calibration data")
     if model.external:
         raise InputError(f"{model.name} has external data, which range:tuned does not take; write it as one file first")
     scorer = _Scorer.of(model, tensors, data, engine, how)
@@ -137,7 +135,18 @@ class _Scorer:
             raise InputError(
                 "range:tuned judges bounds by the accuracy of a classifier; the model has no scores of classes"
             )
-        return cls(fault_free, tuple(sessions), tuple(_batches(data)), output, inputs)
+        bounds = {inputs[one.name][0]: np.array(one.bounds.high[0], one.dtype) for one in tensors}
+        batches = []
+        for feeds, labels in _batches(data):
+            scores = fault_free.run({**feeds, **bounds}, [output])[output]
+            if scores.ndim < 2 or scores[0].size < 2 or (labels is not None and len(labels) != len(scores)):
+                raise InputError(
+                    f"range:tuned judges bounds by the largest score of each sample; {output!r} "
+                    f"{list(scores.shape)} has not several for each, take range:clip or range:zero"
+                )
+            own = scores.reshape(len(scores), -1).argmax(axis=1)
+            batches.append((feeds, own if labels is None else labels))
+        return cls(fault_free, tuple(sessions), tuple(batches), output, inputs)
 
     def clean(self, bounds: Mapping[str, float]) -> float:
         """Return the accuracy without faults."""
@@ -157,11 +166,13 @@ class _Scorer:
         return right / samples
 
 
-def _batches(data: Data) -> Sequence[tuple[Mapping[str, Array], NDArray[Any]]]:
-    found, samples = [], 0
+def _batches(data: Data) -> Sequence[tuple[Mapping[str, Array], NDArray[Any] | None]]:
+    """Return batches without padding, with their labels where there are any."""
+    found: list[tuple[Mapping[str, Array], NDArray[Any] | None]] = []
+    samples = 0
     for part in data.batches(data.layout.fixed or 100):
-        if part.valid == part.size and part.labels is not None:
-            found.append((part.feeds, np.asarray(part.labels)))
+        if part.valid == part.size:
+            found.append((part.feeds, None if part.labels is None else np.asarray(part.labels)))
             samples += part.size
         if samples >= _MOST_SAMPLES:
             break
@@ -172,10 +183,12 @@ def _fed_bounds(proto: onnx.ModelProto, tensors: tuple[Restricted, ...]) -> dict
     """Let the upper bounds of a restricted model be fed; returns the input of each tensor, with its format."""
     from onnx import helper
 
-    made = {node.output[0]: node for node in proto.graph.node if node.op_type == "Constant"}
+    made = {name: node for node in proto.graph.node for name in node.output}
+    marked = {node.name: node for node in proto.graph.node}
     found: dict[str, tuple[str, str]] = {}
     for one in tensors:
-        holding = next(n for n in proto.graph.node if n.op_type in ("Clip", "Min") and one.name in _sources(proto, n))
+        last = marked[f"onnxfi/range/{one.name}"]
+        holding = last if last.op_type != "Where" else made[made[last.input[0]].input[0]]
         name = holding.input[-1]
         node = made[name]
         value = node.attribute[0].t
@@ -187,10 +200,3 @@ def _fed_bounds(proto: onnx.ModelProto, tensors: tuple[Restricted, ...]) -> dict
         found[one.name] = name, one.dtype
     proto.ir_version = max(proto.ir_version, 4)
     return found
-
-
-def _sources(proto: onnx.ModelProto, node: onnx.NodeProto) -> list[str]:
-    """Return what a Clip holds, or a Min behind a Max."""
-    makers = {name: n for n in proto.graph.node for name in n.output}
-    before = makers.get(node.input[0])
-    return [node.input[0], *(before.input if before is not None and before.op_type == "Max" else [])]

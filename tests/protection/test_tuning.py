@@ -1,10 +1,12 @@
-"""Tuned bounds: never worse than the measured ones on the faults that they were tuned on, and refused without labels."""
+"""Tuned bounds: never worse than the measured ones on the faults that they were tuned on, and refused without scores."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from onnxfi import load, open_data, protect
@@ -42,10 +44,22 @@ def test_the_same_faults_give_the_same_bounds() -> None:
     assert bounds(text) == bounds(text)
 
 
+def test_a_graph_output_is_tuned_and_fault_free_answers_stand_for_labels(tmp_path: Path) -> None:
+    unlabelled = {"image": np.load(TEST)["image"][:30]}
+    how = "range:tuned:low=1e-4,high=1e-4,trials=1,action=clip"
+    done = protect(CNN, [how], tmp_path / "p.onnx", selector=Selector(include=("=logits", "=relu_2")), data=unlabelled)
+    assert list(done.tensors.values()) == [("relu_2", "logits")]
+
+
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
-    unlabelled = open_data({"image": next(iter(data().batches(8))).feeds["image"]}, ENGINE.prepare(CNN).inputs)
+    one_score = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x) => (float[N,1] y) <float[3,1] w = {1, 2, 3}> '
+        "{ a = Relu(x)  y = MatMul(a, w) }"
+    )
+    rows = np.ones((4, 3), np.float32)
+    with pytest.raises(InputError, match=r"the largest score of each sample; 'y' \[4, 1\] has not several for each"):
+        protect(one_score, ["range:tuned"], tmp_path / "p.onnx", data={"x": rows})
     for text, given, message in (
-        ("range:tuned", unlabelled, "give labelled calibration data"),
         ("range:tuned", None, "give --data"),
         ("range:tuned:low=1e-3,high=1e-4", data(), "low and high are rates"),
         ("range:tuned:action=average", data(), "action zero or clip"),
