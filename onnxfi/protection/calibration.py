@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,17 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.loading import Model, parse
+from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames
+from onnxfi.graph.protection.bodies import carry_out, graphs_by_path, name_nodes_with_bodies
 from onnxfi.graph.protection.placement import Follower, Places, followed_bounds
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.ports import Array, native
 from onnxfi.runtime.engine.protocols import Engine, Session
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Bins between the least and the largest number, from which percentiles are read.
 _BINS = 1 << 12
@@ -42,6 +48,13 @@ class _Extent:
     total: NDArray[np.float64]
     count: int = 0
     histogram: NDArray[np.int64] | None = None
+
+    def joined(self, other: _Extent | None) -> _Extent:
+        """Return the extent of both together."""
+        if other is None:
+            return self
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return replace(self, low=low, high=high, total=self.total + other.total, count=self.count + other.count)
 
 
 def calibrate(
@@ -71,7 +84,8 @@ def calibrate(
     Returns
     -------
     tuple of Restricted
-        The activations with their bounds, those that were measured first.
+        The activations with their bounds, those that were measured first. Those in bodies that no sample runs are left
+        out; others in bodies have the bounds of their whole tensors, whatever `percentile` and `per` say.
 
     Raises
     ------
@@ -96,27 +110,32 @@ def calibrate(
         raise InputError(f"percentile must be above 50 and at most 100, got {percentile:g}")
     if per not in ("tensor", "channel"):
         raise InputError(f"per must be tensor or channel, got {per!r}")
-    extents: dict[str, _Extent] = {}
-    for arrays in _activations_of(model, places.measured, data, engine, batch):
-        for a in places.measured:
+    main = [a for a in places.measured if not a.path]
+    extents = _extents_in_bodies(model, [a for a in places.measured if a.path], data, engine, batch)
+    for arrays in _activations_of(model, main, data, engine, batch) if main else ():
+        for a in main:
             axis = channel_axis(model.index.main, a.name, arrays[a.name].ndim) if per == "channel" else None
             _add(extents, a.name, arrays[a.name], axis)
-    if percentile < 100:
-        for arrays in _activations_of(model, places.measured, data, engine, batch):
+    if percentile < 100 and main:
+        for arrays in _activations_of(model, main, data, engine, batch):
             for name, array in arrays.items():
                 _count(extents[name], array)
     bounds = {name: _bounds(extent, percentile) for name, extent in extents.items()}
-    measured = [Restricted(a.name, a.target.dtype, extents[a.name].rank, bounds[a.name]) for a in places.measured]
+    ran = [(a, a.path + a.name) for a in places.measured if a.path + a.name in extents]
+    measured = [Restricted.of(a, extents[key].rank, bounds[key]) for a, key in ran]
     return with_followers(measured, places.followers)
 
 
 def with_followers(measured: Sequence[Restricted], followers: Sequence[Follower]) -> tuple[Restricted, ...]:
     """Return activations with known bounds, and behind them their followers with the bounds that carry over."""
-    found, known = [*measured], {one.name: one.bounds for one in measured}
+    found, known = [*measured], {one.id: one.bounds for one in measured}
     for follower in followers:
+        if not known.keys() >= set(follower.sources):
+            continue
         a = follower.activation
-        known[a.name] = followed_bounds(follower, known)
-        found.append(Restricted(a.name, a.target.dtype, None if a.dims is None else len(a.dims), known[a.name]))
+        one = Restricted.of(a, None if a.dims is None else len(a.dims), followed_bounds(follower, known))
+        known[one.id] = one.bounds
+        found.append(one)
     return tuple(found)
 
 
@@ -136,6 +155,60 @@ def _activations_of(
     for part in data.batches(size):
         found = part.trim(session.run(part.feeds, names))
         yield {name: np.asarray(array) for name, array in found.items()}
+
+
+def _extents_in_bodies(
+    model: Model, rows: Sequence[Activation], data: Data, engine: Engine, batch: int
+) -> dict[str, _Extent]:
+    """Return the extents of activations in bodies: what the iterations that run have, over whole tensors.
+
+    A body puts out the ends, the sum and the number of its numbers, not the numbers, which may differ in shape from
+    one iteration to the next.
+    """
+    if not rows:
+        return {}
+    proto = parse(model)
+    name_nodes_with_bodies(proto)
+    ports = {a.path + a.name: _add_extent(proto, a) for a in rows}
+    for name in [name for pair in ports.values() for name in pair]:
+        proto.graph.output.add().name = name
+    session, extents = prepared(engine, model, proto), dict[str, _Extent]()
+    for part in data.batches(data.layout.fixed or batch):
+        found = session.run(part.feeds, [name for pair in ports.values() for name in pair])
+        for a in rows:
+            (low, minus_high), (total, count) = (found[name] for name in ports[a.path + a.name])
+            if not count:
+                continue
+            _check_finite(a.path + a.name, np.array([low, minus_high, total]))
+            low, high, total = (np.array([number], np.float64) for number in (low, -minus_high, total))
+            one = _Extent(None, len(a.dims or ()), low, high, total, int(count))
+            extents[a.path + a.name] = one.joined(extents.get(a.path + a.name))
+    return extents
+
+
+def _add_extent(proto: onnx.ModelProto, a: Activation) -> tuple[str, str]:
+    """Add outputs for what an activation of a body has: its least and negated largest number, and sum and count."""
+    graph, names, opset = graphs_by_path(proto)[a.path].graph, FreeNames(proto), opset_of(proto)
+    g = NodeBuilder(opset, names.new(f"{a.name}.extent") + ".")
+    flat = g.cast(g.add("Reshape", a.name, g.constant([-1])), "float64")
+    some = g.add("Concat", flat, g.constant([np.inf], "float64"), axis=0)
+    other = g.add("Concat", g.add("Neg", flat), g.constant([np.inf], "float64"), axis=0)
+    ends = g.add("Concat", *(_reduced(g, "ReduceMin", one) for one in (some, other)), axis=0)
+    total = _reduced(g, "ReduceSum", g.add("Concat", flat, g.constant([0.0], "float64"), axis=0))
+    count = g.cast(g.add("Shape", flat), "float64")
+    sums = g.add("Concat", total, count, axis=0)
+    graph.node.extend(g.nodes)
+    return (
+        carry_out(proto, a.path, ends, np.full(2, np.inf), "ReduceMin"),
+        carry_out(proto, a.path, sums, np.zeros(2), "ReduceSum"),
+    )
+
+
+def _reduced(g: NodeBuilder, op: str, value: str) -> str:
+    """Append a reduction of all numbers to one, [1]."""
+    if g.opset >= (13 if op == "ReduceSum" else 18):
+        return g.add(op, value, g.constant([0]), keepdims=1)
+    return g.add(op, value, axes=[0], keepdims=1)
 
 
 def prepared(engine: Engine, model: Model, proto: Any) -> Session:
@@ -177,11 +250,7 @@ def channel_axis(scope: Scope, name: str, rank: int) -> int | None:
 def _add(extents: dict[str, _Extent], name: str, array: Array, axis: int | None) -> None:
     """Take the numbers of one batch into the extent of an activation."""
     rows = _by_channel(array, axis)
-    if not np.isfinite(rows).all():
-        raise DataError(
-            f"the activation {name!r} is not finite on the calibration data, so it has no range; look at the data with "
-            f"onnxfi eval, or leave the activation out with --exclude ={name}"
-        )
+    _check_finite(name, rows)
     if not rows.size:
         raise DataError(f"the activation {name!r} is empty on the calibration data, so it has no range")
     low, high, total = rows.min(axis=1), rows.max(axis=1), rows.sum(axis=1)
@@ -191,8 +260,16 @@ def _add(extents: dict[str, _Extent], name: str, array: Array, axis: int | None)
         return
     if len(known.low) != len(low) or known.rank != array.ndim:
         raise DataError(f"the activation {name!r} has another number of channels in every batch; take per=tensor")
-    known.low, known.high = np.minimum(known.low, low), np.maximum(known.high, high)
-    known.total, known.count = known.total + total, known.count + rows.shape[1]
+    extents[name] = _Extent(axis, array.ndim, low, high, total, rows.shape[1]).joined(known)
+
+
+def _check_finite(name: str, numbers: NDArray[np.float64]) -> None:
+    """Raise DataError for numbers without a range."""
+    if not np.isfinite(numbers).all():
+        raise DataError(
+            f"the activation {name!r} is not finite on the calibration data, so it has no range; look at the data with "
+            f"onnxfi eval, or leave the activation out with --exclude ={name}"
+        )
 
 
 def _by_channel(array: Array, axis: int | None) -> NDArray[np.float64]:

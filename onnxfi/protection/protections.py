@@ -90,9 +90,13 @@ class RangeTuned(Protection):
         rates = tuple(float(rate) for rate in np.geomspace(self.low, self.high, decades + 1))
         measured = _measured(self, setting, 100.0, "tensor", extend=False)
         how = Tuning(rates, self.trials, self.drop, action)
-        found = tuned(setting.model, measured, setting.calibration(self.name), setting.engine, how)
+        main = tuple(one for one in measured if not one.path)
+        if not main:
+            raise InputError("range:tuned finds no activation in the main graph; take range:clip or range:zero")
+        found = tuned(setting.model, main, setting.calibration(self.name), setting.engine, how)
         bounds = ", ".join(f"{one.name} {one.bounds.high[0]:.4g}" for one in found)
         setting.notes.append(f"tuned upper bounds: {bounds}")
+        found += tuple(one for one in measured if one.path)
         if self.extend:
             found = with_followers(found, find_places(setting.model, setting.selector).followers)
         return RestrictRanges(found, action)
@@ -125,12 +129,22 @@ def _measured(
         )
         raise InputError(notes[0] if notes else nothing)
     setting.add_notes(notes)
-    return setting.once(
+    found = setting.once(
         (percentile, per, extend),
         lambda: calibrate(
             setting.model, places, data, setting.engine, percentile=percentile, per=per, batch=setting.batch
         ),
     )
+    inside = [a.path + a.name for a in places.measured if a.path]
+    idle = sorted(set(inside) - {one.id for one in found})
+    if idle:
+        more = f"and {len(idle) - 1:,} more stay" if len(idle) > 1 else "stays"
+        setting.add_notes([f"{idle[0]!r} {more} without protection: no sample of the calibration data runs its body"])
+    if not found:
+        raise InputError(f"{setting.notes[-1]}; give data that does")
+    if set(inside) - set(idle) and (percentile < 100 or per != "tensor"):
+        setting.add_notes([f"{len(inside) - len(idle):,} activations in bodies have the range of their whole tensors"])
+    return found
 
 
 def _layers(setting: Setting) -> tuple[Layer, ...]:
@@ -195,11 +209,11 @@ class WeightClipping(Protection):
         targets = {t.id: t for t in setting.model.targets}
         found = find_weights(setting.model)
         for field in ("include", "op"):
-            inside = [targets[w.name] for w in found]
+            inside = [targets[w.id] for w in found]
             check_names(setting.model, getattr(setting.selector, field), field, inside, "weight")
-        weights = tuple(w for w in found if setting.selector.selects(targets[w.name]))
+        weights = tuple(w for w in found if setting.selector.selects(targets[w.id]))
         if not weights:
-            raise InputError("clip-weights finds no float weight in the main graph that is selected")
+            raise InputError("clip-weights finds no float weight of the model that is selected")
         setting.add_notes(left_unclipped(setting.model, setting.selector))
         return ClipWeights(weights)
 

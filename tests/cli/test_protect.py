@@ -54,10 +54,10 @@ def test_what_is_refused_is_one_line(run: Run, here: Path) -> None:
         (("--with", "range:clip", "--data", "nan.npz"), "'relu' is not finite on the calibration data"),
         (
             ("--with", "clip-weights", "--include", "=conv9.weight"),
-            "matches no weight of the main graph; closest: 'conv",
+            "matches no weight of this model; closest: 'conv",
         ),
         (("--with", "range:clip"), "give --data"),
-        (("--with", "range:clip", *ON, "--include", "=rleu"), "matches no activation of the main graph"),
+        (("--with", "range:clip", *ON, "--include", "=rleu"), "matches no activation of this model"),
         (
             ("--with", "range:clip", *ON, "--exclude", "rleu"),
             "--exclude 'rleu' matches no activation of this model; cl",

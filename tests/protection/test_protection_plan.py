@@ -74,7 +74,7 @@ def test_a_plan_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
         (
             ProtectionPlan(model.digest, (GraphEntry("clip-weights", ("gone",)),)),
             (),
-            "matches no weight of the main graph",
+            "matches no weight of this model",
         ),
     ):
         with pytest.raises(InputError, match=message):

@@ -28,9 +28,8 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.detection import LEAST_OPSET, Layer, add_alarm, by_sample, check_layers
+from onnxfi.graph.protection.detection import LEAST_OPSET, Layer, add_alarm, by_sample, check_layers, in_main_graph
 from onnxfi.graph.protection.main_graph import stored_tensors
-from onnxfi.graph.protection.range_restriction import restrictable
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +53,7 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
         """Refuse layers that do not exist, or that have no checksum."""
         check_layers(proto, self.layers, "checksum")
         made = {name: node for node in proto.graph.node for name in node.output if name}
-        stored = stored_tensors(proto)
+        stored = stored_tensors(proto.graph)
         for layer in self.layers:
             if why := unchecked_reason(stored, made[layer.name]):
                 raise ModelError(f"{layer.name!r} has no checksum: {why}; leave it out with --exclude")
@@ -62,7 +61,7 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Add the second sums, and what compares them."""
         names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
-        stored = stored_tensors(proto)
+        stored = stored_tensors(proto.graph)
         for layer in self.layers:
             at = edit.maker[layer.name]
             node = proto.graph.node[at]
@@ -92,8 +91,8 @@ def checkable(model: Model) -> tuple[Layer, ...]:
     ['conv2d', 'conv2d_1', 'linear', 'logits']
     """
     made = {name: node for node in model.proto.graph.node for name in node.output if name}
-    stored = stored_tensors(model.proto)
-    rows = [a for a in activations(model) if restrictable(a) and not a.quantized]
+    stored = stored_tensors(model.proto.graph)
+    rows = [a for a in activations(model) if in_main_graph(a) and not a.quantized]
     return tuple(Layer.of(a) for a in rows if not unchecked_reason(stored, made[a.name]))
 
 
@@ -176,7 +175,7 @@ def _checks(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias:
 def unchecked(model: Model, layers: tuple[Layer, ...]) -> Iterator[str]:
     """Yield the computing layers of the main graph that are not among these, with the reason."""
     made = {name: node for node in model.proto.graph.node for name in node.output if name}
-    there, stored = {layer.name for layer in layers}, stored_tensors(model.proto)
+    there, stored = {layer.name for layer in layers}, stored_tensors(model.proto.graph)
     for name, node in made.items():
         if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and name not in there:
             yield f"{name!r} ({unchecked_reason(stored, node) or 'not selected'})"

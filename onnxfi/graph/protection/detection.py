@@ -139,7 +139,7 @@ def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[onnx.NodeProto], int | 
 
     Stored ones are no choice, since the runtime computes a Max of these when it loads the model. None: there is none.
     """
-    types, stored = declared_types(infer_types(proto).graph), stored_tensors(proto)
+    types, stored = declared_types(infer_types(proto).graph), stored_tensors(proto.graph)
 
     def guarded(node: onnx.NodeProto) -> int | None:
         for place, name in enumerate(node.input):
@@ -152,8 +152,13 @@ def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[onnx.NodeProto], int | 
     return guarded
 
 
+def in_main_graph(a: Activation) -> bool:
+    """Return whether detectors take an activation: computed in the main graph, in a format of theirs."""
+    return not a.path and restrictable(a)
+
+
 def _copyable(model: Model) -> list[Activation]:
-    return [a for a in activations(model) if restrictable(a) and a.target.op in COMPUTING and not a.quantized]
+    return [a for a in activations(model) if in_main_graph(a) and a.target.op in COMPUTING and not a.quantized]
 
 
 def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, ...]:
@@ -171,7 +176,7 @@ def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, 
     ['conv2d', 'conv2d_1', 'linear', 'logits']
     """
     selector = selector or Selector()
-    rows = [a for a in activations(model) if restrictable(a)]
+    rows = [a for a in activations(model) if in_main_graph(a)]
     explicit = bool(selector.include or selector.op)
     chosen = [a for a in rows if (explicit or a.target.op in COMPUTING) and selector.selects(a.target)]
     for field in ("include", "op"):

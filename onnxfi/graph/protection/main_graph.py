@@ -1,4 +1,4 @@
-"""Reach of protections: stored tensors of the main graph, and nothing in bodies of loops, branches and functions."""
+"""Reach of protections: stored tensors of a graph, and what is computed outside the main graph."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _REMEDIES = {
 }
 
 
-def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the tensors that the main graph stores, in initializers and in Constant nodes, by name."""
+def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that a graph stores, in initializers and in Constant nodes, by name."""
     constants = {
         node.output[0]: a.t
-        for node in proto.graph.node
+        for node in graph.node
         if node.op_type == "Constant"
         for a in node.attribute
         if a.name == "value"
     }
-    return {**constants, **{t.name: t for t in proto.graph.initializer}}
+    return {**constants, **{t.name: t for t in graph.initializer}}
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,21 @@ def check_names(model: Model, patterns: Collection[str], field: str, inside: Col
         outside = [found for found in outside_tensors(model) if one.selects(found.target)]
         if outside:
             raise SelectorError(
-                f"--{field} {pattern!r} names {outside[0]}, and protections go into the main graph alone; "
-                f"{outside[0].remedy}"
+                f"--{field} {pattern!r} names {outside[0]}, where this protection does not go; {outside[0].remedy}"
             )
         near = closest(pattern.lstrip("="), [target.id for target in inside])
-        raise SelectorError(f"--{field} {pattern!r} matches no {kind} of the main graph{near}")
+        raise SelectorError(f"--{field} {pattern!r} matches no {kind} of this model{near}")
 
 
-def left_outside(model: Model, ops: Collection[str], selector: Selector) -> Iterator[str]:
-    """Yield a remark on results of such operators outside the main graph, which stay without protection."""
+def left_outside(model: Model, ops: Collection[str], selector: Selector, *, functions: bool = False) -> Iterator[str]:
+    """Yield a remark on results of such operators outside the main graph, which stay without protection.
+
+    With `functions` those in functions of the model alone.
+    """
     if selector.include or selector.op:
         return
-    found = [one for one in outside_tensors(model) if one.target.op in ops and selector.selects(one.target)]
+    every = [one for one in outside_tensors(model) if not (functions and one.op)]
+    found = [one for one in every if one.target.op in ops and selector.selects(one.target)]
     if found:
         more = f"and {len(found) - 1:,} more outside the main graph stay" if len(found) > 1 else "stays"
         yield f"{found[0]} {more} without protection; {found[0].remedy} to protect all"

@@ -7,7 +7,7 @@ move or pool numbers. In transformers the results of linear layers, attention an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ class Places:
     """The activations to restrict: those whose bounds are measured, and their followers in file order.
 
     `saturated` are activations that a quantiser or a Clip of the model's own holds in a range already; `outside` is a
-    remark on activation functions outside the main graph.
+    remark on activation functions in functions of the model.
     """
 
     measured: tuple[Activation, ...]
@@ -75,7 +75,7 @@ class Places:
 
 
 def find_places(model: Model, selector: Selector | None = None, *, extend: bool = True) -> Places:
-    """Return the activations of the main graph to restrict.
+    """Return the activations to restrict, in the main graph and in the bodies of loops and branches.
 
     Parameters
     ----------
@@ -103,20 +103,34 @@ def find_places(model: Model, selector: Selector | None = None, *, extend: bool 
     >>> [a.name for a in places.measured], [f.activation.name for f in places.followers]
     (['relu', 'relu_1', 'relu_2'], ['max_pool2d', 'max_pool2d_1', 'view'])
     """
-    selector, scope = selector or Selector(), model.index.main
-    rows = {a.name: a for a in activations(model) if not a.path}
+    selector, rows = selector or Selector(), activations(model)
     explicit = bool(selector.include or selector.op)
-    names = {name for name, a in rows.items() if explicit or _is_default(scope, a)} | (
-        set() if explicit else {*_composite_functions(scope), *_linear_results(scope)} - scope.output_names
-    )
-    chosen = [a for name, a in rows.items() if name in names and selector.selects(a.target)]
+    chosen: list[Activation] = []
+    for scope in model.index.graphs:
+        here = [a for a in rows if a.path == scope.path]
+        names = {a.name for a in here if explicit or _is_default(scope, a)} | (
+            set() if explicit else {*_composite_functions(scope), *_linear_results(scope)} - _outputs(scope)
+        )
+        chosen += [a for a in here if a.name in names and selector.selects(a.target)]
     if explicit:
         _check_names(model, selector, rows, chosen)
-    saturated = [a.name for a in chosen if _is_quantised(a) or (a.target.op in RANGE_RESTRICTIONS and not explicit)]
-    measured = tuple(a for a in chosen if restrictable(a) and a.name not in saturated)
-    followers = tuple(_followers(scope, rows, {a.name for a in measured}, selector)) if extend else ()
-    outside = tuple(left_outside(model, ACTIVATION_FUNCTIONS | _RECURRENT, selector))
-    return Places(measured, followers, tuple(saturated), outside)
+    saturated = [_id(a) for a in chosen if _is_quantised(a) or (a.target.op in RANGE_RESTRICTIONS and not explicit)]
+    measured = tuple(a for a in chosen if restrictable(a) and _id(a) not in saturated)
+    covered = {_id(a) for a in measured}
+    followers = (
+        [f for scope in model.index.graphs for f in _followers(scope, rows, covered, selector)] if extend else ()
+    )
+    outside = tuple(left_outside(model, ACTIVATION_FUNCTIONS | _RECURRENT, selector, functions=True))
+    return Places(measured, tuple(followers), tuple(saturated), outside)
+
+
+def _id(a: Activation) -> str:
+    return a.path + a.name
+
+
+def _outputs(scope: Scope) -> frozenset[str]:
+    """Return the values that are scored rather than read on: the outputs of the main graph."""
+    return frozenset() if scope.path else scope.output_names
 
 
 def _is_default(scope: Scope, a: Activation) -> bool:
@@ -125,7 +139,7 @@ def _is_default(scope: Scope, a: Activation) -> bool:
     if _is_quantised(a):
         return op in LAYER_OPERATORS
     mine = ACTIVATION_FUNCTIONS | _RECURRENT | RANGE_RESTRICTIONS
-    return op in mine and a.target.dtype in FORMATS and a.name not in scope.output_names
+    return op in mine and a.target.dtype in FORMATS and a.name not in _outputs(scope)
 
 
 def _is_quantised(a: Activation) -> bool:
@@ -133,15 +147,15 @@ def _is_quantised(a: Activation) -> bool:
     return bool(a.quantized) or (a.default and not a.target.word.is_float and a.target.word.bits <= 16)
 
 
-def _check_names(model: Model, selector: Selector, rows: Mapping[str, Activation], chosen: list[Activation]) -> None:
+def _check_names(model: Model, selector: Selector, rows: Sequence[Activation], chosen: list[Activation]) -> None:
     """Raise SelectorError for a name that selects nothing, or only what cannot be restricted."""
-    targets = [a.target for a in rows.values()]
+    targets = [a.target for a in rows]
     for field in ("include", "op"):
         check_names(model, getattr(selector, field), field, targets, "activation")
     if not any(restrictable(a) for a in chosen):
-        able = [a.name for a in rows.values() if restrictable(a)]
+        able = [_id(a) for a in rows if restrictable(a)]
         raise SelectorError(
-            f"the selection takes no activation that can be restricted: computed in the main graph, of the formats "
+            f"the selection takes no activation that can be restricted: of a graph of the model, of the formats "
             f"{', '.join(FORMATS)}{closest('', able)}"
         )
 
@@ -216,23 +230,22 @@ def _with_bias(value: Value) -> Value:
     return value
 
 
-def _followers(
-    scope: Scope, rows: Mapping[str, Activation], covered: set[str], selector: Selector
-) -> Iterator[Follower]:
-    """Find the activations to which bounds carry over, in file order."""
-    excluding = replace(Selector(), exclude=selector.exclude)
+def _followers(scope: Scope, rows: Sequence[Activation], covered: set[str], selector: Selector) -> Iterator[Follower]:
+    """Find the activations of a graph to which bounds carry over, in file order, and add them to those covered."""
+    excluding, path = replace(Selector(), exclude=selector.exclude), scope.path
+    here = {a.name: a for a in rows if a.path == path}
     for node in scope.nodes:
         if node.op not in _POOLING | _MOVING:
             continue
         read = node.inputs if node.op == "Concat" else node.inputs[:1]
-        sources = tuple(value.name for value in read if value is not None)
+        sources = tuple(path + value.name for value in read if value is not None)
         if not sources or not covered.issuperset(sources):
             continue
         for name in [value.name for value in node.outputs]:
-            a = rows.get(name)
-            free = a is not None and name not in covered and name not in scope.output_names and not a.quantized
+            a = here.get(name)
+            free = a is not None and path + name not in covered and name not in _outputs(scope) and not a.quantized
             if a is not None and free and restrictable(a) and excluding.selects(a.target):
-                covered.add(name)
+                covered.add(path + name)
                 yield Follower(a, sources)
 
 

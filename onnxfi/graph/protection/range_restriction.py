@@ -7,7 +7,7 @@ injected into `NAME` lands before the restriction. A graph output keeps its name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,10 +16,12 @@ import numpy as np
 from onnxfi.errors import ModelError, closest
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.bodies import graphs_by_path, name_nodes_with_bodies
 
 if TYPE_CHECKING:
     import onnx
@@ -78,17 +80,28 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Restricted:
-    """An activation of the main graph with its format, its rank (None: not known) and the bounds that it gets."""
+    """An activation with its format, its rank (None: not known), the bounds that it gets, and the path of its graph."""
 
     name: str
     dtype: str
     rank: int | None
     bounds: Bounds
+    path: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name behind the path."""
+        return self.path + self.name
 
     @classmethod
     def unbounded(cls, a: Activation) -> Restricted:
         """Return an activation with the range of its format as bounds."""
-        return cls(a.name, a.target.dtype, None if a.dims is None else len(a.dims), Bounds.of_format(a.target.dtype))
+        return cls.of(a, None if a.dims is None else len(a.dims), Bounds.of_format(a.target.dtype))
+
+    @classmethod
+    def of(cls, a: Activation, rank: int | None, bounds: Bounds) -> Restricted:
+        """Return an activation with these bounds."""
+        return cls(a.name, a.target.dtype, rank, bounds, a.path)
 
     def constants(self, g: NodeBuilder, *rows: Sequence[float]) -> list[str]:
         """Append numbers as constants of the format: one, or one per channel, shaped to broadcast along the axis."""
@@ -104,7 +117,7 @@ class Restricted:
 
 @dataclass(frozen=True)
 class RestrictRanges(ModelPass[tuple[str, ...]]):
-    """The pass that holds activations of the main graph to bounds; its result are their names.
+    """The pass that holds activations to bounds; its result are their names.
 
     `action` says what becomes of a number outside: it is held at the bound (`clip`), becomes 0 (`zero`), or the mean of
     the calibration data (`average`). A NaN passes `clip`, and counts as outside for the others.
@@ -128,12 +141,12 @@ class RestrictRanges(ModelPass[tuple[str, ...]]):
         """Refuse a model that is restricted already, and bounds that are no range."""
         for one in self.tensors:
             check_bounds(one)
-        check_insertion(proto, [one.name for one in self.tensors], "range")
+        check_insertion(proto, self.tensors, "range")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Insert the operators after each activation."""
-        insert_between(proto, {one.name: _restriction(one, self.action) for one in self.tensors}, "range", "restricted")
-        return tuple(one.name for one in self.tensors)
+        insert_between(proto, [(one, _restriction(one, self.action)) for one in self.tensors], "range", "restricted")
+        return tuple(one.id for one in self.tensors)
 
     def unbounded(self) -> RestrictRanges:
         """Return the same pass with the range of each format as bounds, which inserts the same operators."""
@@ -161,12 +174,12 @@ class FilterNonFinite(ModelPass[tuple[str, ...]]):
         """Refuse a model that is filtered already, and bounds that are no range."""
         for one in self.tensors:
             check_bounds(one)
-        check_insertion(proto, [one.name for one in self.tensors], "nan-filter")
+        check_insertion(proto, self.tensors, "nan-filter")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Insert the operators after each activation."""
-        insert_between(proto, {one.name: _filter(one) for one in self.tensors}, "nan-filter", "finite")
-        return tuple(one.name for one in self.tensors)
+        insert_between(proto, [(one, _filter(one)) for one in self.tensors], "nan-filter", "finite")
+        return tuple(one.id for one in self.tensors)
 
     def unbounded(self) -> FilterNonFinite:
         """Return the same pass with the range of each format as bounds, which inserts the same operators."""
@@ -224,8 +237,8 @@ def _unbounded(model: Model) -> tuple[Restricted, ...]:
 
 
 def restrictable(a: Activation) -> bool:
-    """Return whether the operators take an activation: computed in the main graph, in a format of theirs."""
-    return not a.path and not a.unsupported_reason and a.target.dtype in FORMATS and a.target.kind == "activation"
+    """Return whether the operators take an activation: computed in a graph of the model, in a format of theirs."""
+    return not a.unsupported_reason and a.target.dtype in FORMATS and a.target.kind == "activation"
 
 
 def check_bounds(one: Restricted) -> None:
@@ -240,11 +253,11 @@ def check_bounds(one: Restricted) -> None:
 def marked(proto: onnx.ModelProto, kind: str) -> list[str]:
     """Return the tensors that carry a protection of this kind already."""
     start = f"onnxfi/{kind}/"
-    return [node.name.removeprefix(start) for node in proto.graph.node if node.name.startswith(start)]
+    return [node.name.removeprefix(start) for node in all_nodes(proto.graph.node) if node.name.startswith(start)]
 
 
-def check_insertion(proto: onnx.ModelProto, names: Iterable[str], kind: str) -> None:
-    """Raise ModelError if a protection cannot go after these activations of the main graph."""
+def check_insertion(proto: onnx.ModelProto, tensors: Iterable[Restricted], kind: str) -> None:
+    """Raise ModelError if a protection cannot go after these activations."""
     if there := marked(proto, kind):
         raise ModelError(
             f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
@@ -254,22 +267,42 @@ def check_insertion(proto: onnx.ModelProto, names: Iterable[str], kind: str) -> 
             f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
             f"raise it with --opset 13"
         )
-    made = {name: node.op_type for node in proto.graph.node for name in node.output if name}
-    for name in names:
-        if name not in made:
-            raise ModelError(f"no activation {name!r} in the main graph{closest(name, made)}")
+    graphs = graphs_by_path(proto)
+    made = [path + name for path, one in graphs.items() for node in one.graph.node for name in node.output if name]
+    for tensor in tensors:
+        if tensor.id not in made:
+            raise ModelError(f"no activation {tensor.id!r} in the model{closest(tensor.id, made)}")
 
 
-def insert_between(proto: onnx.ModelProto, inserts: Mapping[str, Restrict], kind: str, suffix: str) -> None:
-    """Insert nodes between activations of the main graph and their readers.
+def insert_between(
+    proto: onnx.ModelProto, inserts: Iterable[tuple[Restricted, Restrict]], kind: str, suffix: str
+) -> None:
+    """Insert nodes between activations and their readers.
 
     `kind` marks the nodes; `suffix` ends the names of the new tensors, and with `un` before it those of what nodes put
     out instead of a graph output.
     """
     names, opset = FreeNames(proto), opset_of(proto)
-    edit = GraphEdit(proto.graph)
-    for name, restrict in inserts.items():
-        at = edit.maker[name]
+    name_nodes_with_bodies(proto)
+    by_path: dict[str, list[tuple[Restricted, Restrict]]] = {}
+    for one, restrict in inserts:
+        by_path.setdefault(one.path, []).append((one, restrict))
+    for path in reversed(graphs_by_path(proto)):  # inner graphs first, as an edit makes those inside it anew
+        if path in by_path:
+            _insert_in_graph(GraphEdit(graphs_by_path(proto)[path].graph), by_path[path], names, opset, (kind, suffix))
+
+
+def _insert_in_graph(
+    edit: GraphEdit,
+    inserts: Iterable[tuple[Restricted, Restrict]],
+    names: FreeNames,
+    opset: int,
+    words: tuple[str, str],
+) -> None:
+    """Insert nodes between the activations of one graph and their readers."""
+    kind, suffix = words
+    for one, restrict in inserts:
+        name, at = one.name, edit.maker[one.name]
         if name in edit.outputs:
             value, result = names.new(f"{name}.un{suffix}"), name
             edit.rename_output(at, name, value)
@@ -278,6 +311,6 @@ def insert_between(proto: onnx.ModelProto, inserts: Mapping[str, Restrict], kind
             edit.redirect(name, result)
         g = NodeBuilder(opset, names.new(f"{name}.{kind.replace('-', '_')}") + ".")
         restrict(g, value, result)
-        g.nodes[-1].name = names.new(f"onnxfi/{kind}/{name}")
+        g.nodes[-1].name = names.new(f"onnxfi/{kind}/{one.id}")
         edit.put_behind(at, g.nodes)
     edit.write()

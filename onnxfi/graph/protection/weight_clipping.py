@@ -20,24 +20,31 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.bodies import graphs_by_path, name_nodes_with_bodies
 from onnxfi.graph.protection.main_graph import stored_tensors
 from onnxfi.graph.protection.range_restriction import FORMATS, marked
 
 if TYPE_CHECKING:
     import onnx
 
-#: The least opset: Clip of every float format, LessOrEqual.
+#: The least opset: Clip of every float format.
 LEAST_OPSET = 12
 
 
 @dataclass(frozen=True)
 class WeightRange:
-    """A stored weight of the main graph, its format, and the range of its numbers."""
+    """A stored weight, its format, the range of its numbers, and the path of its graph."""
 
     name: str
     dtype: str
     low: float
     high: float
+    path: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name behind the path."""
+        return self.path + self.name
 
     @property
     def top_bit_unused(self) -> bool:
@@ -55,7 +62,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
     >>> model = load("models/fashion_cnn.onnx")
     >>> made, names = ClipWeights((WeightRange("fc2.weight", "float32", -0.5, 0.5),)).run(parse(model))
     >>> [n.op_type for n in made.graph.node if any(name.startswith("fc2.weight") for name in n.input)]
-    ['Mul', 'Mul', 'Abs', 'LessOrEqual', 'Where', 'Clip', 'IsNaN', 'Where', 'Gemm']
+    ['Mul', 'Mul', 'Abs', 'Less', 'Where', 'Clip', 'IsNaN', 'Where', 'Gemm']
     """
 
     weights: tuple[WeightRange, ...]
@@ -74,23 +81,26 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
                 f"the protection clip-weights needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; raise it "
                 f"with --opset 13"
             )
-        stored = stored_tensors(proto)
+        stored = _stored(proto)
         for weight in self.weights:
-            if weight.name not in stored:
-                raise ModelError(f"no stored weight {weight.name!r} in the main graph{closest(weight.name, stored)}")
+            if weight.id not in stored:
+                raise ModelError(f"no stored weight {weight.id!r} in the model{closest(weight.id, stored)}")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Insert the operators after each weight."""
-        names, edit = FreeNames(proto), GraphEdit(proto.graph)
-        for weight in self.weights:
-            result = names.new(f"{weight.name}.clipped")
-            edit.redirect(weight.name, result)
-            g = NodeBuilder(opset_of(proto), names.new(f"{weight.name}.clip_weights") + ".")
-            _hold(g, weight, result)
-            g.nodes[-1].name = names.new(f"onnxfi/clip-weights/{weight.name}")
-            edit.put_behind(edit.maker.get(weight.name, -1), g.nodes)
-        edit.write()
-        return tuple(weight.name for weight in self.weights)
+        names = FreeNames(proto)
+        name_nodes_with_bodies(proto)
+        for path in reversed(graphs_by_path(proto)):  # inner graphs first, as an edit makes those inside it anew
+            edit = GraphEdit(graphs_by_path(proto)[path].graph)
+            for weight in [one for one in self.weights if one.path == path]:
+                result = names.new(f"{weight.name}.clipped")
+                edit.redirect(weight.name, result)
+                g = NodeBuilder(opset_of(proto), names.new(f"{weight.name}.clip_weights") + ".")
+                _hold(g, weight, result)
+                g.nodes[-1].name = names.new(f"onnxfi/clip-weights/{weight.id}")
+                edit.put_behind(edit.maker.get(weight.name, -1), g.nodes)
+            edit.write()
+        return tuple(weight.id for weight in self.weights)
 
     @classmethod
     def neutral(cls, model: Model) -> ClipWeights | None:
@@ -100,7 +110,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
 
 
 def find_weights(model: Model) -> tuple[WeightRange, ...]:
-    """Return the float weights and biases that the main graph stores, with the range of their numbers.
+    """Return the float weights and biases that the graphs of a model store, with the range of their numbers.
 
     Examples
     --------
@@ -108,20 +118,21 @@ def find_weights(model: Model) -> tuple[WeightRange, ...]:
     >>> [weight.name for weight in find_weights(load("models/fashion_cnn.onnx"))][:2]
     ['conv1.weight', 'conv1.bias']
     """
-    stored = stored_tensors(model.proto)
+    stored = _stored(model.proto)
     found = []
     for target in model.targets:
         if target.id in stored and target.role in ("weight", "bias") and target.dtype in FORMATS and target.size:
             values = target.word.values(model.words(target, np.arange(target.size, dtype=np.int64)))
             low, high = float(values.min()), float(values.max())
             if np.isfinite([low, high]).all():
-                found.append(WeightRange(target.id, target.dtype, low, high))
+                path, name = stored[target.id]
+                found.append(WeightRange(name, target.dtype, low, high, path))
     return tuple(found)
 
 
 def left_unclipped(model: Model, selector: Selector) -> Iterator[str]:
-    """Yield a remark on float weights outside the main graph, which stay as they are."""
-    stored = stored_tensors(model.proto)
+    """Yield a remark on float weights in functions of the model, which stay as they are."""
+    stored = _stored(model.proto)
     found = [
         t.id
         for t in model.targets
@@ -129,19 +140,28 @@ def left_unclipped(model: Model, selector: Selector) -> Iterator[str]:
     ]
     if found:
         yield (
-            f"{len(found):,} weights outside the main graph stay without protection, as {found[0]!r}; inline functions "
-            f"first (onnx.inliner.inline_local_functions), and export the model with its loops unrolled"
+            f"{len(found):,} weights in functions stay without protection, as {found[0]!r}; inline functions first "
+            f"(onnx.inliner.inline_local_functions)"
         )
+
+
+def _stored(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Return the path and the name of each tensor that a graph of the model stores, by its id."""
+    return {
+        path + name: (path, name)
+        for path, inside in graphs_by_path(proto).items()
+        for name in stored_tensors(inside.graph)
+    }
 
 
 def _hold(g: NodeBuilder, weight: WeightRange, result: str) -> None:
     """Append what holds a weight to its range; a NaN becomes 0."""
-    value, largest = weight.name, max(abs(weight.low), abs(weight.high))
+    value = weight.name
     if weight.top_bit_unused:
         root = _root(WORDS[weight.dtype])
         less = g.add("Mul", g.add("Mul", value, g.constant(root, weight.dtype)), g.constant(root, weight.dtype))
-        inside = g.add("LessOrEqual", g.add("Abs", value), g.constant(largest, weight.dtype))
-        value = g.add("Where", inside, value, less)
+        unset = g.add("Less", g.add("Abs", value), g.constant(2, weight.dtype))
+        value = g.add("Where", unset, value, less)
     ends = (g.constant(end, weight.dtype) for end in (weight.low, weight.high))
     held = g.add("Clip", value, *ends)
     g.add("Where", g.add("IsNaN", held), g.constant(0, weight.dtype), held, name=result)

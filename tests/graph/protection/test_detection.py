@@ -136,5 +136,5 @@ def test_what_cannot_be_computed_again_is_refused() -> None:
     with pytest.raises(ModelError, match=r"has an output 'onnxfi.alarm' of another meaning; give it another name"):
         RepeatLayers((Layer("t", "float32", True),)).run(foreign)
     model = load(ROOT / "models/fashion_cnn.onnx")
-    with pytest.raises(SelectorError, match="--include '=conv3' matches no layer of the main graph; closest: 'conv2d'"):
+    with pytest.raises(SelectorError, match="--include '=conv3' matches no layer of this model; closest: 'conv2d'"):
         find_layers(model, Selector(include=("=conv3",)))

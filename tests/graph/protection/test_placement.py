@@ -81,9 +81,7 @@ def test_exclusion_and_inclusion_choose() -> None:
     assert [a.name for a in found.measured] == ["relu", "relu_2"]
     assert [f.activation.name for f in found.followers] == ["max_pool2d"], "pooled from what is excluded"
     assert [a.name for a in find_places(cnn, Selector(op=("Conv",)), extend=False).measured] == ["conv2d", "conv2d_1"]
-    with pytest.raises(
-        SelectorError, match="--include '=rleu' matches no activation of the main graph; closest: 'relu'"
-    ):
+    with pytest.raises(SelectorError, match="--include '=rleu' matches no activation of this model; closest: 'relu'"):
         find_places(cnn, Selector(include=("=rleu",)))
     with pytest.raises(SelectorError, match="takes no activation that can be restricted"):
         find_places(load(MODELS / "fashion_cnn_int8_qoperator.onnx"), Selector(include=("max_pool2d_quantized",)))

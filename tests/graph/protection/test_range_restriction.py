@@ -142,7 +142,7 @@ def test_a_faulty_weight_is_caught_where_relu_and_clip_are_fused(level: str, tmp
         (
             [Restricted("r", "float32", 1, Bounds((0.0,), (1.0,)))],
             17,
-            "no activation 'r' in the main graph; known: 'n', 't'",
+            "no activation 'r' in the model; known: 'n', 't'",
         ),
         ([Restricted("t", "float32", 3, Bounds((0.0,), (1.0,)))], 10, "range needs opset 11, the model has 10"),
         ([Restricted("t", "float32", 3, Bounds((2.0,), (1.0,)))], 17, "bounds of 't' are no range of finite numbers"),

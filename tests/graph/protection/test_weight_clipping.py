@@ -48,6 +48,8 @@ def test_a_flip_of_the_unused_top_exponent_bit_is_undone(dtype: str, carrier: ty
 def test_what_cannot_be_undone_is_held_at_the_bound_and_nan_becomes_0() -> None:
     found = held(np.array([1e3, -7.0, np.nan, np.inf, 2.5], np.float32), -3.0, 3.0)
     assert found.tolist() == [3.0, -3.0, 0.0, 3.0, 2.5]
+    below = held(np.array([1.75, -1.5, 0.25], np.float32), -0.5, 0.5)
+    assert below.tolist() == [0.5, -0.5, 0.25], "the top exponent bit is not set"
 
 
 def test_the_runtime_computes_it_once_when_it_loads_the_model(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_the_range_is_that_of_the_stored_numbers() -> None:
 
 def test_a_weight_that_is_not_there_and_one_that_is_held_already_are_refused() -> None:
     proto = parse(load(ROOT / "models/fashion_cnn.onnx"))
-    with pytest.raises(ModelError, match=r"no stored weight 'fc3.weight' in the main graph; closest: 'fc2.weight'"):
+    with pytest.raises(ModelError, match=r"no stored weight 'fc3.weight' in the model; closest: 'fc2.weight'"):
         ClipWeights((WeightRange("fc3.weight", "float32", -1, 1),)).run(proto)
     made, _ = ClipWeights((WeightRange("fc2.weight", "float32", -1, 1),)).run(proto)
     with pytest.raises(ModelError, match="carries the protection clip-weights already"):
