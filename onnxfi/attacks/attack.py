@@ -20,7 +20,7 @@ from onnxfi.attacks.search import METHODS, ChosenFlip, Rules, chosen_flips
 from onnxfi.errors import InputError, closest
 from onnxfi.faults.faultlist import Header, trial_lines
 from onnxfi.faults.models import Flip
-from onnxfi.faults.space import FaultSpace, Selector
+from onnxfi.faults.space import FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, Sampler, draw_faults
 from onnxfi.graph.model.loading import Model, ModelLike, load, stored_form
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
@@ -99,7 +99,7 @@ class Attack:
     model, digest : str
         Name and SHA-256 of the model.
     formats : tuple of str
-        Number formats of the words that may be flipped.
+        Number formats of the words that may be flipped, of quantised ones with the quantiser: operators and scales.
     goal : Goal
         The attacker's goal.
     rules : Rules
@@ -273,12 +273,18 @@ def attack(
                 )
                 random, chance = _random_harm(trials, space, random_trials, seed), _NEAR_CHANCE * trials.majority
             trials.executor.close()
-    formats = tuple(dict.fromkeys(t.dtype for t in space.targets))
+    formats = tuple(dict.fromkeys(map(_format, space.targets)))
     found = Attack(opened.name, opened.digest, formats, goal, rules, attack_samples, left, chance, tuple(searches),
                    random, random_trials, defended)  # fmt: skip
     if out is not None:
         _write(Path(out), opened, space, searches[0].flips)
     return found
+
+
+def _format(target: Target) -> str:
+    """Return the number format of a tensor with its quantiser."""
+    scheme = target.scheme
+    return target.dtype if scheme is None else f"{target.dtype} ({scheme.name}, {scheme.granularity})"
 
 
 def _kept(model: ModelLike, file: Path) -> Path:

@@ -46,6 +46,17 @@ class QuantizationScheme:
     offset: int = 0
     others: tuple[QuantizationScheme, ...] = ()
 
+    @property
+    def granularity(self) -> str:
+        """What shares a scale: the tensor, a channel (axis), or a block.
+
+        >>> QuantizationScheme("QDQ", ("s",), axes=(0,), axis=0).granularity
+        'a scale for each index of axis 0'
+        """
+        if self.block:
+            return f"a scale for each {self.block} elements"
+        return f"a scale for each index of axis {self.axis}" if self.axis is not None else "a scale for each tensor"
+
     def equivalent_to(self, other: QuantizationScheme) -> bool:
         """Return True if both give each integer the same number, judged by the tensors that they name."""
         own, others = ((one.scales, one.zero_point, one.axes, one.block) for one in (self, other))

@@ -21,7 +21,7 @@ MODEL, INT8, DATA = "models/fashion_cnn.onnx", "models/fashion_cnn_int8_qdq.onnx
 @pytest.mark.slow
 def test_chosen_flips_harm_more_than_many_more_random_ones(tmp_path: Path) -> None:
     out = tmp_path / "attack.jsonl"
-    found = attack(INT8, DATA, out, flips=2, samples=264, candidates=8, random_trials=2)
+    found = attack(INT8, DATA, out, flips=2, samples=264, candidates=128, random_trials=2)
     (search,) = found.searches
     assert len(search.flips) == 2 and search.harm[1].accuracy < search.golden - 0.02
     assert search.harm[1].accuracy < next(row.low for row in found.random if row.flips == 100)
@@ -39,6 +39,12 @@ def _first_trial(path: Path, folder: Path) -> Path:
     file = folder / "first.jsonl"
     file.write_text("\n".join(lines[:2]) + "\n")
     return file
+
+
+def test_the_quantiser_is_named() -> None:
+    found = attack(INT8, DATA, method="sign", flips=1, samples=80, random_trials=0)
+    assert found.formats == ("int8 (QDQ, a scale for each index of axis 0)",)
+    assert attack(MODEL, DATA, method="sign", flips=1, samples=80, random_trials=0).formats == ("float32",)
 
 
 def test_flips_are_scored_on_other_versions_too(tmp_path: Path) -> None:
