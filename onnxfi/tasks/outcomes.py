@@ -194,6 +194,8 @@ class Judgement:
     changed: bytes | None = None
     #: The route of its execution.
     route: Route = Route.FULL
+    #: Words of activations before and after faults, as they were injected; see `InjectedWords.rows`.
+    words: tuple[dict[str, Any], ...] = ()
 
 
 def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:

@@ -40,6 +40,15 @@ def test_show_describes_a_trial_and_exports_its_model(run: Run, tiny: Path) -> N
     assert "s.db has no trial 99; its trials lie between 1 and 12" in missing.err
 
 
+def test_a_trial_with_a_fault_in_an_activation_shows_the_words_that_were_there(run: Run, tiny: Path) -> None:
+    run("run", "m.onnx", *DATA, "--target", "activations", "--single", "--trials", 2, "--bits", "31", "-o", "s.db")
+    [word] = checked(run("show", "s.db", 1, "--json"), "show")["result"]["words"]
+    assert int(word["before"], 16) ^ int(word["after"], 16) == 1 << 31
+    assert word["before_value"] == -word["after_value"]
+    shown = run("show", "s.db", 1).out
+    assert "Words as they were injected" in shown and f"{word['before']} → {word['after']}" in shown
+
+
 def test_a_trial_of_a_quantised_model_shows_the_real_numbers(run: Run, tiny: Path, models: Path) -> None:
     model, data = models / "fashion_cnn_int8_qdq.onnx", models / "fashion_test.npz"
     words = ("--samples", 20, "--role", "weight", "--single", "--trials", 3, "-o", "q.db", "--provider", "cpu")

@@ -21,7 +21,7 @@ from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import Outputs, alike, same_outputs
 from onnxfi.runtime.engine.ports import Array, same_by
-from onnxfi.runtime.partial.activation_words import inject_words
+from onnxfi.runtime.partial.activation_words import InjectedWords, inject_words
 from onnxfi.runtime.partial.reexecution import FaultyActivations, Reexecution, TrialFaults
 from onnxfi.runtime.partial.segmented_model import ActivationChange
 from onnxfi.runtime.partial.single_sample import SingleSample
@@ -79,8 +79,9 @@ class ActivationRoutes:
         return found
 
     def run(
-        self, names: Sequence[str], faults: Faults, sample: int | None, golden: GoldenRun, *, any_of: bool
-    ) -> Judgement:
+        self, names: Sequence[str], faults: Faults, sample: int | None, golden: GoldenRun, *, any_of: bool,
+        words: InjectedWords | None = None,
+    ) -> Judgement:  # fmt: skip
         """Run what the faulty activations reach, for all samples, or for the batch of the one faulty `sample`.
 
         `names` are the activations that the route allows to be faulty: all of them are, or `any_of` them. Raises
@@ -90,7 +91,7 @@ class ActivationRoutes:
         if reexecution is None:
             raise SegmentMismatchError(f"the model cannot be cut at {names[0]!r}")
         parts: list[Outputs] = []
-        cache, injected = self.segmented.golden, activation_changes(self.opened, faults)
+        cache, injected = self.segmented.golden, activation_changes(self.opened, faults, words)
         batches = [k for k, _ in cache.batches()] if sample is None else [cache.place(sample)[0]]
         for k in batches:
             cache.release()
@@ -134,8 +135,9 @@ class SplitRoutes:
         self.opened, self.net, self.cache, self.late = opened, net, cache, late
 
     def run(
-        self, names: Sequence[str], faults: Faults, sample: int | None, *, batches: int | None = None
-    ) -> tuple[Run, Run]:
+        self, names: Sequence[str], faults: Faults, sample: int | None, *, batches: int | None = None,
+        words: InjectedWords | None = None,
+    ) -> tuple[Run, Run]:  # fmt: skip
         """Return the golden outputs of the model split at these activations, and its outputs with the faults.
 
         Of a trial of one `sample` only its batch is executed. Raises SegmentMismatchError if the model cannot be
@@ -148,7 +150,7 @@ class SplitRoutes:
         )
         if split is None:
             raise SegmentMismatchError(f"the model cannot be split at {names[0]!r}")
-        injected = activation_changes(self.opened, faults.pick(here))
+        injected = activation_changes(self.opened, faults.pick(here), words)
         reexecution = split.reexecution if here.all() else split.with_weights(faulty_targets(faults.pick(~here)))
         if not here.all():
             injected = replace(injected, words=weight_words(split.segmented.segmentation, faults.pick(~here)))
@@ -160,11 +162,13 @@ class SplitRoutes:
         return split.golden, tuple(parts)
 
 
-def activation_changes(opened: OpenCampaign, faults: Faults) -> TrialFaults:
-    """Return the change of each faulty activation of a trial."""
+def activation_changes(opened: OpenCampaign, faults: Faults, words: InjectedWords | None = None) -> TrialFaults:
+    """Return the change of each faulty activation of a trial; `words` keeps what is injected."""
 
     def change(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
-        return lambda batch, array: inject_words(array, a.target, a.place, mine, start=batch.start, size=batch.size)
+        return lambda batch, array: inject_words(
+            array, a.target, a.place, mine, start=batch.start, size=batch.size, kept=words
+        )
 
     rows = [(opened.fault_targets.activations[name], mine) for name, mine in by_id(faults).items()]
     return TrialFaults({}, {a.name: change(a, mine) for a, mine in rows})
@@ -178,7 +182,9 @@ def one_sample(header: Header, faults: Faults) -> int | None:
     return int(samples[0]) if len(samples) == 1 and samples[0] >= 0 else None
 
 
-def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> OneSample | None:
+def row_of_one_sample(
+    opened: OpenCampaign, header: Header, faults: Faults, words: InjectedWords | None = None
+) -> OneSample | None:
     """Return the one row of an activation that a trial changes; None if it changes anything else."""
     sample, targets = one_sample(header, faults), faulty_targets(faults)
     if sample is None or len(targets) != 1 or opened.data.layout.fixed is not None:
@@ -187,7 +193,7 @@ def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> O
     if a is None or a.path or a.place != SampleAxis(0):
         return None
     own = a.target, a.place, faults
-    return a.name, sample, lambda array: inject_words(array, *own, start=sample, size=1)
+    return a.name, sample, lambda array: inject_words(array, *own, start=sample, size=1, kept=words)
 
 
 def judge_by_own(whole: GoldenRun, own: Run, faulty: Run, sample: int | None) -> Judgement:

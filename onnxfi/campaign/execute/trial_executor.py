@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxfi.campaign.execute.activation_faults import InstrumentedModel, needs_numbers
@@ -43,6 +43,7 @@ from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU, TENSORRT
 from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.partial.activation_words import InjectedWords
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_outputs
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, detected, failed, judge
@@ -64,6 +65,8 @@ class PreparedTrial:
         The one sample on which the trial is judged.
     one : OneSample or None
         The one row of an activation that is faulty.
+    words : InjectedWords
+        The words of activations before and after the faults, as the trial injects them.
     """
 
     faults: Faults
@@ -72,6 +75,7 @@ class PreparedTrial:
     swept: bool = False
     sample: int | None = None
     one: OneSample | None = None
+    words: InjectedWords = field(default_factory=InjectedWords)
 
 
 class TrialExecutor:
@@ -214,7 +218,7 @@ class TrialExecutor:
         while True:
             route = self.route(facts, inexact)
             try:
-                return EXECUTORS[route](self, trial, golden)
+                return replace(EXECUTORS[route](self, trial, golden), words=trial.words.rows())
             except SegmentMismatchError:
                 if route is Route.FULL:
                     raise
@@ -232,13 +236,14 @@ class TrialExecutor:
         faults = self.opened.fault_targets.by_step(faults)
         here = self.opened.fault_targets.in_activations(faults)
         weights = faulty_targets(faults.pick(~here))
-        swept, one = header.sampler.kind in RATE_SAMPLERS, row_of_one_sample(self.opened, header, faults)
+        swept, words = header.sampler.kind in RATE_SAMPLERS, InjectedWords()
+        one = row_of_one_sample(self.opened, header, faults, words)
         if swept and self.splittable:  # one route for all trials of a sweep
             listed = [t.id for t in self.opened.fault_targets.listed(header).targets if t.is_activation]
             ids = [step for name in listed for step in self.opened.fault_targets.steps_of.get(name, (name,))]
         else:
             ids = [target.id for target in faulty_targets(faults.pick(here))]
-        return PreparedTrial(faults, weights, tuple(ids), swept, one_sample(header, faults), one)
+        return PreparedTrial(faults, weights, tuple(ids), swept, one_sample(header, faults), one, words)
 
     def facts(self, trial: PreparedTrial) -> TrialFacts:
         """Return the facts of a trial that decide its route."""
@@ -295,7 +300,7 @@ class TrialExecutor:
         if self._split is None:
             raise SegmentMismatchError("the model cannot be split")
         names = [self.opened.fault_targets.activations[name].name for name in trial.activations]
-        return self._split.run(names, trial.faults, trial.sample, batches=batches)
+        return self._split.run(names, trial.faults, trial.sample, batches=batches, words=trial.words)
 
     def instrumented(self, trial: PreparedTrial) -> InstrumentedModel:
         """Return the whole model with fault operators at the activations of a trial."""
@@ -346,6 +351,7 @@ class TrialExecutor:
         if self.weights is None or self.activations is None or not self.shares(header):
             return {}
         rows: dict[int, OneSample] = {}
+        words: dict[int, InjectedWords] = {}
         weights: dict[int, tuple[Faults, Route]] = {}
         shared = {Route.CHANNEL_DELTA, *((Route.PARTIAL,) if self.by_batch else ())}
         for number, lines in enumerate(trials):
@@ -355,10 +361,12 @@ class TrialExecutor:
             trial = self.prepare(header, faults)
             route = self.route(self.facts(trial))
             if route is Route.SINGLE_SAMPLE and trial.one is not None and not self.by_batch:
-                rows[number] = trial.one
+                rows[number], words[number] = trial.one, trial.words
             elif not trial.activations and route in shared:
                 weights[number] = faults, route
-        return self.activations.run_samples(rows, golden) | self.weights.together(weights, golden)
+        alone = self.activations.run_samples(rows, golden)
+        alone = {number: replace(found, words=words[number].rows()) for number, found in alone.items()}
+        return alone | self.weights.together(weights, golden)
 
 
 _LONGEST = frozenset((Route.SPLIT, Route.FULL))
@@ -377,7 +385,7 @@ def _run_partial(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRu
         return _run_weights(Route.PARTIAL)(executor, trial, golden)
     assert executor.activations is not None
     names = [executor.opened.fault_targets.activations[name].name for name in trial.activations]
-    return executor.activations.run(names, trial.faults, trial.sample, golden, any_of=trial.swept)
+    return executor.activations.run(names, trial.faults, trial.sample, golden, any_of=trial.swept, words=trial.words)
 
 
 def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:

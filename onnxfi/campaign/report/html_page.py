@@ -97,7 +97,7 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
             Harm(
                 row.trial, rates.get(row.stratum), row.outcome, row.cause,
                 tuple(metric.value(row.outcome, row.metrics) for metric in shown), row.faults,
-                largest_faults(opened.lines(row.trial)),
+                largest_faults(opened.lines(row.trial), opened.words(row.trial)),
             )
             for row in worst
         )  # fmt: skip

@@ -63,9 +63,12 @@ def order_of_harm(task: Task, row: Row) -> tuple[float, float, float, int]:
     return -headline, -lost, 1.0 if right is None else right, row.trial
 
 
-def largest_faults(lines: str) -> tuple[dict[str, Any], ...]:
-    """Return the faults of a trial that moved their number most; none of a trial that is kept as a recipe."""
-    rows = [row for row in map(json.loads, lines.splitlines()) if "target" in row]
+def largest_faults(lines: str, words: Sequence[Mapping[str, Any]] = ()) -> tuple[dict[str, Any], ...]:
+    """Return the faults of a trial that moved their number most; none of a trial that is kept as a recipe.
+
+    `words` are those of activations before and after faults, as the trial injected them.
+    """
+    rows = [_with_word(row, words) for row in map(json.loads, lines.splitlines()) if "target" in row]
 
     def moved(row: dict[str, Any]) -> float:
         try:
@@ -75,6 +78,15 @@ def largest_faults(lines: str) -> tuple[dict[str, Any], ...]:
         return math.inf if math.isnan(step) else step
 
     return tuple(heapq.nlargest(MOST_FAULTS, rows, key=moved))
+
+
+def _with_word(row: dict[str, Any], words: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a fault with the word that its trial found there; of a layer in several steps, the first of them."""
+    for word in words if row["before"] is None else ():
+        here = word["target"] == row["target"] or word["target"].startswith(f"{row['target']}/")
+        if here and word["index"] == row["index"] and row.get("sample", word.get("sample")) == word.get("sample"):
+            return row | {key: value for key, value in word.items() if key.startswith(("before", "after"))}
+    return row
 
 
 def campaign_data(
@@ -221,7 +233,11 @@ def _trials(
     listed = 0
     for row in rows:
         listed += row.faults > 1
-        faults = largest_faults(store.lines(row.trial)) if row.faults == 1 or listed <= _MOST_LISTED else ()
+        faults = (
+            largest_faults(store.lines(row.trial), store.words(row.trial))
+            if row.faults == 1 or listed <= _MOST_LISTED
+            else ()
+        )
         layer = None if row.layer is None else place.get(row.layer)
         values = [_number(m.value(row.outcome, row.metrics)) for m in shown]
         for name, value in (

@@ -100,7 +100,7 @@ def _copy(one: Store, target: Store) -> None:
     for table in ("results", "errors"):
         target.copy(table, one.db.execute(f"SELECT * FROM {table}"), "IGNORE")
     target.db.execute("DELETE FROM errors WHERE trial IN (SELECT trial FROM results)")
-    same = "SELECT trial, outcome, cause, metrics, changed, route FROM results"
+    same = "SELECT trial, outcome, cause, metrics, changed, route, words FROM results"
     for row in one.db.execute(same):
         if target.db.execute(f"{same} WHERE trial = ?", row[:1]).fetchone() != row:
             raise StoreError(f"trial {row[0]} has another result in {one.path} than in the others; the engines differ")

@@ -30,6 +30,8 @@ class Result:
         The traceback of an error of the harness; then there is no outcome.
     route : str
         The route of its execution.
+    words : tuple of dict
+        Words of activations before and after faults, as they were injected.
 
     Examples
     --------
@@ -45,6 +47,7 @@ class Result:
     changed: bytes | None = None
     error: str | None = None
     route: str = Route.FULL
+    words: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

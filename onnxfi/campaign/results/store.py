@@ -1,4 +1,4 @@
-"""The store of a campaign: one SQLite file. The format, version 3, is in docs/reference/store.md.
+"""The store of a campaign: one SQLite file. The format, version 4, is in docs/reference/store.md.
 
 Written in batches, in WAL mode, so that a kill loses at most the last batch and never the file; a completed run leaves
 one plain file. Results are keyed by trial and stores by campaign, so that merging is an idempotent set union.
@@ -23,7 +23,7 @@ from onnxfi.errors import InputError, OutputError, StoreError
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.tasks.task import Task
 
-VERSION = 3
+VERSION = 4
 _APPLICATION_ID = 0x6F6E6678  # "onfx"
 STRATA = "stratum, label, population, trials, layer, bit, ber"
 _OTHER_PLAN = "take stores of one version of onnxfi, or run the campaign again with --fresh"
@@ -241,7 +241,8 @@ class Store:
                     self.insert("errors", [(r.trial, r.error)], "REPLACE")
                     continue
                 metrics = json.dumps(r.metrics, sort_keys=True, allow_nan=False)
-                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, r.route)
+                words = json.dumps(r.words, allow_nan=False) if r.words else None
+                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, r.route, words)
                 self.insert("results", [row], "IGNORE")
                 self.db.execute("DELETE FROM errors WHERE trial = ?", (r.trial,))
         _settle(self.db)
@@ -263,6 +264,11 @@ class Store:
     def lines(self, trial: int) -> str:
         """Return the lines of a planned trial in the fault list."""
         return str(self.db.execute("SELECT lines FROM plan WHERE trial = ?", (trial,)).fetchone()[0])
+
+    def words(self, trial: int) -> list[dict[str, Any]]:
+        """Return the words of activations before and after the faults of a trial, as they were injected."""
+        row = self.db.execute("SELECT words FROM results WHERE trial = ?", (trial,)).fetchone()
+        return [] if row is None or row[0] is None else json.loads(row[0])
 
     def rows(self, number: int | None = None) -> Iterator[Row]:
         """Results in the order of their trials, all or those of a round."""
@@ -296,13 +302,14 @@ class Store:
             first, last = self.db.execute("SELECT min(trial), max(trial) FROM plan").fetchone()
             raise StoreError(f"{self.path} has no trial {number}; its trials lie between {first} and {last}")
         found = dict(zip(("stratum", "faults", "layer", "bit", "lines"), row, strict=True))
-        query = "SELECT outcome, cause, metrics, route FROM results WHERE trial = ?"
+        query = "SELECT outcome, cause, metrics, route, words FROM results WHERE trial = ?"
         done = self.db.execute(query, (number,)).fetchone()
         error = self.db.execute("SELECT error FROM errors WHERE trial = ?", (number,)).fetchone()
         found["result"] = None
         if done:
             found["result"] = {
                 "outcome": done[0], "cause": done[1], "metrics": json.loads(done[2]), "route": done[3],
+                "words": json.loads(done[4] or "[]"),
             }  # fmt: skip
         return found | {"trial": number, "error": error[0] if error else None}
 

@@ -100,7 +100,9 @@ def _one(executor: TrialExecutor, golden: GoldenRun, header: Header, task: Pendi
 
 
 def _result(trial: int, found: Judgement, seconds: float) -> Result:
-    return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
+    return Result(
+        trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route, words=found.words
+    )
 
 
 def _open(

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from onnxfi.errors import SelectorError
 from onnxfi.faults.sites import Index, Sites, Target
-from onnxfi.faults.trials import Faults, apply_faults
+from onnxfi.faults.trials import Faults, apply_faults, json_value
+from onnxfi.faults.words import Word
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.runtime.engine.ports import Array
 
 
+@dataclass
+class InjectedWords:
+    """The words of activations before and after the faults of one trial, as they were injected.
+
+    Of a fault in several samples the first is kept, and of all words the `most` first by target, sample and element.
+
+    Examples
+    --------
+    >>> from onnxfi.faults.words import WORDS
+    >>> target, found = Target("relu", WORDS["float32"], (4,), kind="activation"), InjectedWords()
+    >>> found.add(target, {(0, 3): (0x3F800000, 0x7F800000)})
+    >>> found.rows()[0]["target"], found.rows()[0]["before_value"], found.rows()[0]["after_value"]
+    ('relu', 1.0, 'Infinity')
+    """
+
+    most: int = 32
+    _found: dict[str, tuple[Word, dict[tuple[int, int], tuple[int, int]]]] = field(default_factory=dict)
+
+    def add(self, target: Target, words: dict[tuple[int, int], tuple[int, int]]) -> None:
+        """Keep the words before and after faults, by sample (-1: the activation holds none) and element."""
+        kept = self._found.get(target.id, (target.word, {}))[1] | words
+        self._found[target.id] = target.word, {place: kept[place] for place in sorted(kept)[: self.most]}
+
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """Return the words as plain values: target, index, sample, and the word and its number before and after."""
+        out: list[dict[str, Any]] = []
+        for name, (word, kept) in sorted(self._found.items()):
+            for (sample, index), pair in kept.items():
+                row: dict[str, Any] = {"target": name, "index": index} | ({} if sample < 0 else {"sample": sample})
+                numbers = word.values(np.array(pair, np.uint64)).tolist()
+                for when, bits, value in zip(("before", "after"), pair, numbers, strict=True):
+                    row[when] = f"0x{bits:0{-(-word.bits // 4)}x}"
+                    row[f"{when}_value"] = json_value(value)
+                out.append(row)
+        return tuple(out[: self.most])
+
+
 def inject_words(
-    array: Array, target: Target, held: SampleAxis | None, faults: Faults, *, start: int, size: int
-) -> Array:
+    array: Array, target: Target, held: SampleAxis | None, faults: Faults, *, start: int, size: int,
+    kept: InjectedWords | None = None,
+) -> Array:  # fmt: skip
     """Return an activation with the words changed that its faults name; the given array stays as it is.
 
     Parameters
@@ -30,6 +70,8 @@ def inject_words(
         Faults in this target. Faults of samples of other batches are left out.
     start, size : int
         The number of the first sample of the batch, and how many samples it has.
+    kept : InjectedWords, optional
+        What keeps the words before and after the faults.
 
     Raises
     ------
@@ -50,14 +92,34 @@ def inject_words(
         raise SelectorError(
             f"{target.id}[{last}] does not exist: a sample has {words.shape[1]:,} elements in this batch"
         )
-    index = samples * words.shape[1] + here.sites.index
+    elements = here.sites.index
+    index = samples * words.shape[1] + elements
     sites = Sites(np.zeros(len(rows), np.int64), index, here.sites.bit)
     values = words.reshape(-1)
     here = replace(here, targets=(target,), sites=sites, before=None, after=None, real_values=None)
-    _, final = apply_faults(here, target.word.words(values[index]))
+    stored = target.word.words(values[index])
+    _, final = apply_faults(here, stored)
     values[index] = target.word.values(final)
+    if kept is not None:
+        named = faults.sites.times_or_all()[rows, 0] >= 0
+        shown = samples + start if held is not None and len(moved) == size else np.full(len(samples), -1)
+        _keep(kept, target, (shown, elements, stored, final), named, first=start == 0)
     faulty = flat.reshape(moved.shape)
     return np.ascontiguousarray(faulty[0] if held is None else held.back(faulty))
+
+
+def _keep(kept: InjectedWords, target: Target, columns: tuple[Any, Any, Any, Any], named: Any, *, first: bool) -> None:
+    """Keep words of a batch from columns of samples, elements, and words before and after; rows go by sample.
+
+    Of a fault that names no sample it is that of the first sample of the first batch.
+    """
+    samples, index = columns[:2]
+    rows = np.flatnonzero(named | first)
+    if len(rows):
+        places = np.stack([np.where(named, samples, -1), index])[:, rows]
+        rows = rows[np.sort(np.unique(places, axis=1, return_index=True)[1])]
+        words = zip(*(column[rows].tolist() for column in columns), strict=True)
+        kept.add(target, {(sample, element): (before, after) for sample, element, before, after in words})
 
 
 def _rows(faults: Faults, held: int, start: int, size: int, target: Target) -> tuple[Index, Index]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from activation_campaigns import activation_campaign as campaign
 from campaign_networks import Net, nets
@@ -71,6 +73,37 @@ def test_a_fault_in_an_activation_of_all_samples_runs_what_it_reaches(here: Path
     assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
     if optimization == "off":
         assert [one[k].metrics for k in sorted(one)] == [other[k].metrics for k in sorted(one)]
+
+
+def activation(model: onnx.ModelProto, name: str, x: np.ndarray) -> np.ndarray:
+    """Return what a node puts out, as ONNX Runtime shows it."""
+    proto = onnx.ModelProto.FromString(model.SerializeToString())
+    proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run([name], {"x": x})[0]
+    return found
+
+
+def test_a_store_keeps_the_words_that_a_trial_found_in_an_activation(here: Path) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "norm"):
+        net.step(kind, len(net.values) - 1, 1)
+    onnx.save(net.model([]), "net.onnx")
+    np.savez("x.npz", x=chance(7, 16, 4, 4, seed=7))
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 12, "optimization": "off", "batch": 4}
+    for route in ("auto", "full"):
+        ran(Campaign("net.onnx", "x.npz", route=route, **given), here / f"{route}.db")
+    shown = onnx.load("net.onnx")
+    with Store.open("auto.db") as one, Store.open("full.db") as other:
+        for trial in one.trials():
+            [word], fault = one.words(trial), json.loads(one.lines(trial))
+            assert other.words(trial) == [word]
+            value = activation(shown, fault["target"], chance(7, 16, 4, 4, seed=7))[fault["sample"]].reshape(-1)
+            assert word["sample"] == fault["sample"] and word["index"] == fault["index"]
+            before = int(value.view(np.uint32)[fault["index"]])
+            assert (int(word["before"], 16), int(word["after"], 16)) == (before, before ^ 1 << fault["bits"][0])
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])

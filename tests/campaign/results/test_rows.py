@@ -28,6 +28,6 @@ def test_results_are_kept_once_and_errors_apart(here: Path) -> None:
         store.add([Result(1, "sdc", None, {"a": 1.0}, 0.0, b"x"), Result(1, "due", "crash", {}, 0.0)])
         assert (store.count("errors"), list(store.done())) == (0, [(1, "sdc")])
         found = store.trial(1)
-        assert found["result"] == {"outcome": "sdc", "cause": None, "metrics": {"a": 1.0}, "route": "full"}
+        assert found["result"] == {"outcome": "sdc", "cause": None, "metrics": {"a": 1.0}, "route": "full", "words": []}
         with pytest.raises(StoreError, match="has no trial 9; its trials lie between 1 and 3"):
             store.trial(9)

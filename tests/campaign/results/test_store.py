@@ -332,10 +332,10 @@ def test_a_newer_store_is_refused(here: Path) -> None:
     ran(campaign(single=True, trials=3), here / "s.db")
     with sqlite3.connect(here / "s.db") as db:
         assert db.execute("PRAGMA application_id").fetchone()[0] == int.from_bytes(b"onfx", "big")
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 3
-        db.execute("PRAGMA user_version = 4")
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 4
+        db.execute("PRAGMA user_version = 5")
     db.close()
-    with pytest.raises(StoreError, match="has version 4 of the store, this onnxfi reads 3; update it"):
+    with pytest.raises(StoreError, match="has version 5 of the store, this onnxfi reads 4; update it"):
         run(campaign(single=True, trials=3), here / "s.db")
 
 

@@ -13,7 +13,7 @@ from onnxfi.faults.sites import LAST_STEP, Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
-from onnxfi.runtime.partial.activation_words import inject_words
+from onnxfi.runtime.partial.activation_words import InjectedWords, inject_words
 
 SAMPLES, START = 4, 10
 #: Shapes of one batch of four samples, the axis that holds them, and how many elements each has.
@@ -67,6 +67,31 @@ def test_an_activation_without_samples_is_faulty_for_all() -> None:
     array = np.ones(5, np.float32)
     found = inject_words(array, TARGET, None, flips((-1, 4, 31)), start=0, size=4)
     assert found.tolist() == [1, 1, 1, 1, -1] and (array == 1).all()
+
+
+def test_words_before_and_after_are_kept_of_the_first_sample_that_is_faulty() -> None:
+    kept, array = InjectedWords(), np.arange(24, dtype=np.float32).reshape(4, 6)
+    for start in (0, 4, 8):  # a fault in all samples, and two bits of one word of sample 9
+        inject_words(
+            array, TARGET, SampleAxis(0), flips((-1, 2, 31), (9, 5, 31), (9, 5, 0)), start=start, size=4, kept=kept
+        )
+    assert [(row["sample"], row["index"], row["before_value"], row["after_value"]) for row in kept.rows()] == [
+        (0, 2, 2.0, -2.0), (9, 5, 11.0, np.uint32(np.float32(-11).view(np.uint32) ^ 1).view(np.float32)),
+    ]  # fmt: skip
+    assert (kept.rows()[0]["before"], kept.rows()[0]["after"]) == ("0x40000000", "0xc0000000")
+    kept = InjectedWords()
+    inject_words(np.ones(5, np.float32), TARGET, None, flips((-1, 4, 30)), start=0, size=4, kept=kept)
+    assert [{**row} for row in kept.rows()] == [{
+        "target": "a", "index": 4, "before": "0x3f800000", "after": "0x7f800000", "before_value": 1.0,
+        "after_value": "Infinity",
+    }]  # fmt: skip
+
+
+def test_few_words_of_many_are_kept() -> None:
+    kept = InjectedWords(most=3)
+    many = flips(*((-1, k, 3) for k in reversed(range(6))))
+    inject_words(np.ones((4, 6), np.float32), TARGET, SampleAxis(0), many, start=0, size=4, kept=kept)
+    assert [row["index"] for row in kept.rows()] == [0, 1, 2]
 
 
 def test_places_that_are_not_there_are_named() -> None:
