@@ -54,6 +54,11 @@ def opset_of(flags: dict[str, Any]) -> int | str:
     help="Arm activations, whose faults are fed as inputs, or expose the neurons of a spiking network as stored words.",
 )
 @NEURONS
+@click.option(
+    "--reads",
+    is_flag=True,
+    help="With --target neurons: each time step reads parameters and synapses through an activation of its own, for faults of one step.",
+)
 @select_options
 @activation_options
 @click.option(
@@ -86,11 +91,12 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
     onnxfi instrument model.onnx --all --body native
     onnxfi instrument model.onnx --values
     onnxfi instrument snn.onnx --target neurons
+    onnxfi instrument snn.onnx --target neurons --reads
     """
     if flags["target"] == "neurons":
         _instrument_neurons(model, flags, as_json=as_json, allow_links=allow_links)
         return
-    options.refuse_flags(("neurons",), "without --target neurons")
+    options.refuse_flags(("neurons", "reads"), "without --target neurons")
     for name in ("bits", "elements"):
         if flags[name]:
             raise click.UsageError(f"--{name} has no effect, as faults are chosen when they are fed; leave it out")
@@ -132,21 +138,27 @@ def _instrument_neurons(model: Path, flags: dict[str, Any], *, as_json: bool, al
     )
     from onnxfi.cli.terminal import print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load
-    from onnxfi.graph.model.neuron_table import read_neuron_table
+    from onnxfi.graph.model.neuron_table import read_neuron_table, step_reads
     from onnxfi.runtime.inject.neurons import expose_neurons
 
     out = flags["out"] or Path(f"{model.stem}.exposed.onnx")
     opened = load(model, allow_links=allow_links)
-    done = expose_neurons(opened, out, neurons=flags["neurons"])
+    done = expose_neurons(opened, out, neurons=flags["neurons"], reads=flags["reads"])
     rows = read_neuron_table(done.proto)
     if as_json:
-        print_json({"model": str(model), "output": str(out), "layers": rows, "notes": list(opened.notes)})
+        read = {name: list(steps) for name, steps in step_reads(done.proto).items()}
+        print_json(
+            {"model": str(model), "output": str(out), "layers": rows, "reads": read, "notes": list(opened.notes)}
+        )
         return
     shown = [
         (row["layer"], "×".join(map(str, row["shape"])), row["steps"] or "?", ", ".join(row["words"].values()))
         for row in rows
     ]
     table("Exposed neurons", ("Spiking layer", "Shape", ">Steps", "Targets, one element per neuron"), shown)
+    if several := step_reads(done.proto):
+        cells = [(name, len(steps), steps[-1]) for name, steps in several.items()]
+        table("What the steps read", ("Stored tensor", ">Activations", "The last of them"), cells)
     print_line(
         f"wrote {out}; inject faults into it as into any model: onnxfi run {out} --include {rows[0]['words']['spike']} --fault dead --exhaustive …"
     )

@@ -20,6 +20,7 @@ from onnxfi.graph.passes.graph_edit import names_in
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.inject.neurons import expose_neurons
 
 OFF = OrtEngine(provider="cpu", optimization="off")
 
@@ -128,6 +129,7 @@ SOURCES: dict[str, Callable[[Path], Model]] = {
     "cnn": lambda _: load(MODELS / "fashion_cnn.onnx"),
     "cnn-external": lambda folder: external(folder, onnx.load(MODELS / "fashion_cnn.onnx")),
     "snn-unrolled": lambda _: load(SPIKING / "subtract_dynamo.onnx"),
+    "snn-exposed": lambda _: load(expose_neurons(load(SPIKING / "subtract_dynamo.onnx")).data),
     "loops": lambda _: load(text(LOOPS)),
     "scan": lambda _: load(text(SCAN)),
     "maps": lambda _: load(maps()),

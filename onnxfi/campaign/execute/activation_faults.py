@@ -24,6 +24,8 @@ from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import graph_batch_layout
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.fault_inputs import columns
+from onnxfi.graph.passes.graph_edit import names_in
+from onnxfi.graph.passes.insert_nodes import show_fault_free
 from onnxfi.graph.passes.instrument import (
     ActivationFault,
     Armed,
@@ -40,20 +42,25 @@ from onnxfi.runtime.data.sample_outputs import Outputs, outputs_of
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.inject.activations import activation_faults, bake_into
+from onnxfi.runtime.partial.activation_words import InjectedWords, inject_words
 
 if TYPE_CHECKING:
     import onnx
 
 _LARGEST = (1 << 31) - 1
+#: Activations of one session whose words are kept; to show many would cost more than a trial.
+_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class _Instrumented:
-    """A session of a model with fault operators, and the outputs that count the iterations of loops, by target."""
+    """A session of a model with fault operators, and the outputs that count iterations of loops, by target."""
 
     session: Session
     armed: tuple[Armed, ...]
     counters: Mapping[str, str]
+    #: Outputs with the values in front of the fault operators, by the ids of activations.
+    fault_free: Mapping[str, str]
 
 
 class InstrumentedModel:
@@ -81,11 +88,13 @@ class InstrumentedModel:
         return sum(source.size for source in self.opened.model.sources)
 
     def run(
-        self, faults: Faults | None, weights: Faults | None = None, *, batches: int | None = None
-    ) -> tuple[Outputs, ...]:
+        self, faults: Faults | None, weights: Faults | None = None, *, batches: int | None = None,
+        words: InjectedWords | None = None,
+    ) -> tuple[Outputs, ...]:  # fmt: skip
         """Return the outputs over all samples, or the first batches, with these faults in activations.
 
-        `weights` are faults in weights that are there as well. Batches without a fault have the golden outputs.
+        `weights` are faults in weights that are there as well; `words` keeps the words of activations. Batches without
+        a fault have the golden outputs.
         """
         model = self._model if weights is None else self._with(weights)
         opened, parts = self.opened, list[Outputs]()
@@ -96,7 +105,7 @@ class InstrumentedModel:
                     parts.append(self.golden[k])
                     continue
             parts.append(
-                outputs_of(batch, self._outputs(model, faults, batch), opened.axes, opened.names, opened.reduce)
+                outputs_of(batch, self._outputs(model, faults, batch, words), opened.axes, opened.names, opened.reduce)
             )
         return tuple(parts)
 
@@ -119,21 +128,48 @@ class InstrumentedModel:
                 f"the engine {engine.name!r} takes no fault operators whose faults are fed, which faults in "
                 f"{rows[0].target.id!r} need; select other targets, or use --engine onnxruntime"
             )
+        few = rows if len(rows) <= _MOST_SHOWN else ()
+        taken = set(names_in(proto.graph))
+        shown = show_fault_free(made, [(a.path, a.name) for a in few if f"{a.name}.fault_free" not in taken])
         session = engine.prepare(made.SerializeToString())
-        return _Instrumented(session, tuple(armed), counted)
+        return _Instrumented(session, tuple(armed), counted, shown)
 
-    def _outputs(self, model: _Instrumented, faults: Faults | None, batch: Batch) -> dict[str, Array]:
+    def _outputs(
+        self, model: _Instrumented, faults: Faults | None, batch: Batch, words: InjectedWords | None
+    ) -> dict[str, Array]:
         """Return the outputs for a batch with these faults in activations (None: none)."""
         of_target = {} if faults is None else by_id(faults)
         fed, feeds = self._within(of_target, batch), dict(batch.feeds)
         for armed in model.armed:
             feeds |= columns(armed, [f for f in fed if (f.mask is None) == armed.values], batch=batch.size)
         counters = sorted(set(model.counters.values()))
-        names = [port.name for port in model.session.outputs if port.is_tensor and port.name not in counters]
+        beside = {*counters, *model.fault_free.values()}
+        names = [port.name for port in model.session.outputs if port.is_tensor and port.name not in beside]
         wanted = self.opened.names or names
-        found = model.session.run(feeds, [*wanted, *counters])
+        shown = {} if words is None else {k: out for k, out in model.fault_free.items() if k in of_target}
+        found = model.session.run(feeds, [*wanted, *counters, *shown.values()])
         _check_steps(of_target, model.counters, found, batch)
+        if words is not None:
+            values = {name: found[out] for name, out in shown.items()}
+            self._keep_words(of_target, values, batch, words)
         return {name: found[name] for name in wanted}
+
+    def _keep_words(
+        self, of_target: Mapping[str, Faults], values: Mapping[str, Array], batch: Batch, words: InjectedWords
+    ) -> None:
+        """Keep the words that the faults of a batch changed, from the values in front of the fault operators."""
+        for name, mine in of_target.items():
+            a = self.opened.fault_targets.activations[name]
+            array = values.get(name, batch.feeds.get(a.name) if not a.path else None)
+            if array is None:
+                continue
+            first = mine.sites.times_or_all()[:, 1]
+            for step in np.unique(first).tolist() if a.path else [-1]:  # of a fault in several steps the first
+                if step < len(array):
+                    some, value = (mine, array) if step < 0 else (mine.pick(first == step), array[step])
+                    inject_words(
+                        value, a.target, a.place, some, start=batch.start, size=batch.size, kept=words, step=step
+                    )
 
     def _within(self, of_target: Mapping[str, Faults], batch: Batch) -> list[ActivationFault]:
         """Return the faults of a batch, their samples counted within it."""

@@ -315,7 +315,7 @@ class TrialExecutor:
         model = self.instrumented(trial)
         here = self.opened.fault_targets.in_activations(trial.faults)
         weights = None if here.all() else trial.faults.pick(~here)
-        return model.golden, model.run(trial.faults.pick(here), weights, batches=batches)
+        return model.golden, model.run(trial.faults.pick(here), weights, batches=batches, words=trial.words)
 
     def faults(self, header: Header, lines: Sequence[str]) -> Faults:
         """Return the faults of a trial from its lines in a fault list."""

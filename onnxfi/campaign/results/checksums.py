@@ -122,7 +122,7 @@ CREATE TABLE plan (
   lines TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE results (
   trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
-  time_s REAL NOT NULL, route TEXT NOT NULL, words TEXT, checksum INTEGER NOT NULL);
+  time_s REAL NOT NULL, words TEXT, route TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, draws INTEGER NOT NULL, aim REAL NOT NULL, variance REAL NOT NULL, weight REAL NOT NULL,

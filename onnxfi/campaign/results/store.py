@@ -242,7 +242,7 @@ class Store:
                     continue
                 metrics = json.dumps(r.metrics, sort_keys=True, allow_nan=False)
                 words = json.dumps(r.words, allow_nan=False) if r.words else None
-                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, r.route, words)
+                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, words, r.route)
                 self.insert("results", [row], "IGNORE")
                 self.db.execute("DELETE FROM errors WHERE trial = ?", (r.trial,))
         _settle(self.db)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Metadata key of the table.
 NEURON_TABLE_KEY = "onnxfi.neurons"
+#: Metadata key of what each step reads (expose_reads.py).
+READS_KEY = "onnxfi.reads"
 _LARGEST = 1 << 24
 
 
@@ -27,6 +29,16 @@ def read_neuron_table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
         return [row for row in rows if isinstance(row["layer"], str) and isinstance(row["words"], dict)]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
+
+
+def step_reads(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Return the activations through which the steps read a stored tensor, by its name; {} for other models."""
+    written = next((entry.value for entry in proto.metadata_props if entry.key == READS_KEY), "")
+    try:
+        found = json.loads(written) if 0 < len(written) < _LARGEST else {}
+        return {str(name): tuple(map(str, steps)) for name, steps in found.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}
 
 
 def neuron_roles(proto: onnx.ModelProto) -> dict[str, str]:
@@ -69,12 +81,16 @@ def step_tensors(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     >>> [(name, len(steps), steps[-1]) for name, steps in step_tensors(made).items()][-2:]
     [('lif3/carried', 7, 'lif3/carried/6'), ('lif3/spiking', 8, 'lif3/spike/7')]
     """
-    return {
+    rows = [row for row in read_neuron_table(proto) if not row["loop"]]
+    found = {
         f"{row['layer']}/{name}": tuple(map(str, row.get(key, ())))
-        for row in read_neuron_table(proto)
+        for row in rows
         for key, name in (("membrane", "membrane"), ("carried", "carried"), ("spike", "spiking"))
-        if not row["loop"] and len(row.get(key, ())) > 1
+        if len(row.get(key, ())) > 1
     }
+    trips = max((len(row["spike"]) for row in rows), default=0)
+    read = step_reads(proto)  # a tensor that some steps do not read has no place for each step
+    return found | {f"{name}/read": steps for name, steps in read.items() if len(steps) == trips > 1}
 
 
 _TIMED = re.compile(

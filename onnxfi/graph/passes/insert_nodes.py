@@ -6,12 +6,13 @@ iteration of the nearest loop is available: a Loop has it, a Scan gets a state t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.graph_index import node_labels, subgraphs
+from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_state
 
@@ -122,3 +123,28 @@ def _add_iteration_number(
     zero = NodeBuilder(state.opset)
     zero.constant(0, name=start)
     return now, zero.nodes[0]
+
+
+def show_fault_free(proto: onnx.ModelProto, names: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Add outputs with the values before inserted nodes, in place; return their names by the id of each tensor.
+
+    `names` are paths and names of tensors with a node behind each. One in the body of a Scan or Loop of the main graph
+    has an output with an axis of iterations in front; those of other bodies, and of graph inputs, have none.
+    """
+    free, found = FreeNames(proto), dict[str, str]()
+    made = {text(o): node for node in proto.graph.node for o in node.output}
+    loops = dict(zip(node_labels(proto.graph.node), proto.graph.node, strict=True))
+    for path, name in names:
+        value = f"{name}.fault_free"
+        if not path and value in made:
+            found[name] = value
+        node = loops.get(path.partition(".body::")[0])
+        if path.endswith(".body::") and path.count("::") == 1 and node is not None and node.op_type in ("Scan", "Loop"):
+            [body] = [body for label, body in subgraphs(node) if label == "body"]
+            if any(value == o for inner in body.node for o in inner.output):
+                body.output.add().name = value
+                node.output.append(out := free.new(value))
+                found[path + name] = out
+    for out in found.values():
+        proto.graph.output.add().name = out
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 from onnxfi.errors import ModelError
 from onnxfi.extensions import load_extension_class
 from onnxfi.graph.passes.expose_neurons import ExposeNeurons
+from onnxfi.graph.passes.expose_reads import ExposeReads
 from onnxfi.graph.passes.fold_quantize import FoldQuantize
 from onnxfi.graph.passes.instrument import ArmFaults, BakeFaults
 from onnxfi.graph.passes.loop_counters import CountIterations
@@ -19,7 +20,7 @@ from onnxfi.graph.passes.scored_outputs import CountSpikes, MapScores
 from onnxfi.graph.passes.shape_probes import OutputShapes
 
 _OWN: tuple[type[ModelPass[Any]], ...] = (
-    ArmFaults, BakeFaults, ExposeNeurons, FoldQuantize, CountIterations, OutputShapes, CountSpikes,
+    ArmFaults, BakeFaults, ExposeNeurons, ExposeReads, FoldQuantize, CountIterations, OutputShapes, CountSpikes,
     MapScores,
 )  # fmt: skip
 ENTRY_POINTS = "onnxfi.passes"

@@ -12,6 +12,7 @@ from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.passes.expose_neurons import ExposeNeurons
+from onnxfi.graph.passes.expose_reads import ExposeReads
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
@@ -49,7 +50,7 @@ def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
 
 
 def expose_neurons(
-    model: ModelLike, out: str | Path | None = None, *, neurons: str | Path | None = None
+    model: ModelLike, out: str | Path | None = None, *, neurons: str | Path | None = None, reads: bool = False
 ) -> ExposedNeurons:
     """Give every neuron of a spiking network weights of its own, and write the model.
 
@@ -63,6 +64,9 @@ def expose_neurons(
         The exposed model; without it nothing is written.
     neurons : str or Path, optional
         Mapping file of layers that no pattern finds.
+    reads : bool, default: False
+        Whether each time step also reads parameters and synapses through an activation of its own, `NAME/read/STEP`,
+        for faults of one step.
 
     Returns
     -------
@@ -88,6 +92,8 @@ def expose_neurons(
         raise ModelError(f"{model.name} has its neurons exposed already; inject into it as it is")
     found = spiking_layers(model, read_mapping(neurons) if neurons is not None else ())
     made, _ = ExposeNeurons(found.layers).run(parse(model))
+    if reads:
+        made, _ = ExposeReads().run(made)
     place = None if out is None else Path(out)
     if place is not None:
         save_model(model, made, place)

@@ -14,12 +14,16 @@ from onnxfi.faults.words import Word
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.runtime.engine.ports import Array
 
+#: Step of a loop (-1: in none), sample (-1: none is held) and element of a word.
+_Place = tuple[int, int, int]
+
 
 @dataclass
 class InjectedWords:
     """The words of activations before and after the faults of one trial, as they were injected.
 
-    Of a fault in several samples the first is kept, and of all words the `most` first by target, sample and element.
+    Of a fault in several samples the first is kept, and of all words the `most` first by target, step of a loop, sample
+    and element.
 
     Examples
     --------
@@ -31,19 +35,21 @@ class InjectedWords:
     """
 
     most: int = 32
-    _found: dict[str, tuple[Word, dict[tuple[int, int], tuple[int, int]]]] = field(default_factory=dict)
+    _found: dict[str, tuple[Word, dict[_Place, tuple[int, int]]]] = field(default_factory=dict)
 
-    def add(self, target: Target, words: dict[tuple[int, int], tuple[int, int]]) -> None:
+    def add(self, target: Target, words: dict[tuple[int, int], tuple[int, int]], step: int = -1) -> None:
         """Keep the words before and after faults, by sample (-1: the activation holds none) and element."""
-        kept = self._found.get(target.id, (target.word, {}))[1] | words
+        kept = self._found.get(target.id, (target.word, {}))[1]
+        kept |= {(step, *place): pair for place, pair in words.items()}
         self._found[target.id] = target.word, {place: kept[place] for place in sorted(kept)[: self.most]}
 
     def rows(self) -> tuple[dict[str, Any], ...]:
-        """Return the words as plain values: target, index, sample, and the word and its number before and after."""
+        """Return the words as plain values: target, index, sample, step, the word and its number before and after."""
         out: list[dict[str, Any]] = []
         for name, (word, kept) in sorted(self._found.items()):
-            for (sample, index), pair in kept.items():
+            for (step, sample, index), pair in kept.items():
                 row: dict[str, Any] = {"target": name, "index": index} | ({} if sample < 0 else {"sample": sample})
+                row |= {} if step < 0 else {"step": step}
                 numbers = word.values(np.array(pair, np.uint64)).tolist()
                 for when, bits, value in zip(("before", "after"), pair, numbers, strict=True):
                     row[when] = f"0x{bits:0{-(-word.bits // 4)}x}"
@@ -54,7 +60,7 @@ class InjectedWords:
 
 def inject_words(
     array: Array, target: Target, held: SampleAxis | None, faults: Faults, *, start: int, size: int,
-    kept: InjectedWords | None = None,
+    kept: InjectedWords | None = None, step: int = -1,
 ) -> Array:  # fmt: skip
     """Return an activation with the words changed that its faults name; the given array stays as it is.
 
@@ -72,6 +78,8 @@ def inject_words(
         The number of the first sample of the batch, and how many samples it has.
     kept : InjectedWords, optional
         What keeps the words before and after the faults.
+    step : int, default: -1
+        The step of a loop that the words are kept of.
 
     Raises
     ------
@@ -103,12 +111,14 @@ def inject_words(
     if kept is not None:
         named = faults.sites.times_or_all()[rows, 0] >= 0
         shown = samples + start if held is not None and len(moved) == size else np.full(len(samples), -1)
-        _keep(kept, target, (shown, elements, stored, final), named, first=start == 0)
+        _keep(kept, target, (shown, elements, stored, final), named, first=start == 0, step=step)
     faulty = flat.reshape(moved.shape)
     return np.ascontiguousarray(faulty[0] if held is None else held.back(faulty))
 
 
-def _keep(kept: InjectedWords, target: Target, columns: tuple[Any, Any, Any, Any], named: Any, *, first: bool) -> None:
+def _keep(
+    kept: InjectedWords, target: Target, columns: tuple[Any, Any, Any, Any], named: Any, *, first: bool, step: int
+) -> None:
     """Keep words of a batch from columns of samples, elements, and words before and after; rows go by sample.
 
     Of a fault that names no sample it is that of the first sample of the first batch.
@@ -119,7 +129,7 @@ def _keep(kept: InjectedWords, target: Target, columns: tuple[Any, Any, Any, Any
         places = np.stack([np.where(named, samples, -1), index])[:, rows]
         rows = rows[np.sort(np.unique(places, axis=1, return_index=True)[1])]
         words = zip(*(column[rows].tolist() for column in columns), strict=True)
-        kept.add(target, {(sample, element): (before, after) for sample, element, before, after in words})
+        kept.add(target, {(sample, element): (before, after) for sample, element, before, after in words}, step)
 
 
 def _rows(faults: Faults, held: int, start: int, size: int, target: Target) -> tuple[Index, Index]:

@@ -58,7 +58,7 @@ def in_flight(model: str = "flat", **fields: Any) -> Campaign:
 
 
 def results(store: Path) -> list[tuple[Any, ...]]:
-    return [row[:-1] for row in tables(store)["results"]]  # without the route
+    return [row[:-2] for row in tables(store)["results"]]  # without the route, and the words with their names
 
 
 # One name for a variable of a layer, in whichever form
@@ -112,6 +112,23 @@ def test_a_fault_from_a_step_on_is_one_in_each_of_its_steps(here: Path) -> None:
     write_plan(plan(in_flight(persistence="from"))[0], here / "p.jsonl")
     ran(campaign(faults="p.jsonl"), here / "r.db")
     assert tables(here / "r.db")["results"] == tables(here / "s.db")["results"]
+
+
+def test_both_forms_have_the_same_faults_in_what_one_step_reads(here: Path) -> None:
+    for form in ("flat", "scan"):
+        onnx.save(expose_neurons(load(f"{form}.onnx"), reads=True).proto, f"{form}-reads.onnx")
+    given = {"expose": False, "target": "activations", "bits": "sign,29", "trials": 12}
+    given |= {"include": ("*/leak/read", "*fc1.weight/read")}
+    found = []
+    for form in ("flat", "scan"):
+        ran(campaign(f"{form}-reads", **given), here / f"{form}.db")
+        with Store.open(here / f"{form}.db") as store:
+            rows = [(row.outcome, row.metrics["top1"]) for row in store.rows()]
+            words = [store.words(trial) for trial in store.trials()]
+        # In the unrolled form the step is a part of the name, in a loop it stands beside it.
+        found.append((rows, [[(w["index"], w["before"], w["after"]) for w in one] for one in words]))
+        assert all("sample" not in one[0] and len(one) == 1 for one in words)
+    assert found[0] == found[1]
 
 
 def test_a_step_of_an_unrolled_network_can_be_named(here: Path) -> None:
