@@ -60,6 +60,7 @@ def convert(
     ----------
     source
         A `keras.Model`, a `.keras` or `.h5` file (loaded in safe mode, which runs no code in it), or `module:factory`.
+        A `QuantisationAwareTraining` is written in QDQ form, with the integers of its kernels.
     out
         The file to write.
     input_shape
@@ -92,12 +93,14 @@ def convert(
                 f"keras runs on {keras.backend.backend()} here, and is exported through TensorFlow; set "
                 f"KERAS_BACKEND=tensorflow"
             )
-        model = _model(source)
+        given = _model(source)
+        put_quantisers = getattr(given, "put_quantisers", None)  # quantisation-aware training
+        model = given if put_quantisers is None else given.model
         ports = _ports(model, shapes.as_tuple(input_shape))
         outputs = _output_names(model)
 
-        def call(*values: Any) -> dict[str, Any]:
-            found = keras.tree.flatten(model(values[0] if len(values) == 1 else list(values), training=False))
+        def call(*values: Any, of: Any = model) -> dict[str, Any]:
+            found = keras.tree.flatten(of(values[0] if len(values) == 1 else list(values), training=False))
             return dict(zip(outputs, found, strict=True))
 
         paths = list(_layers(model))
@@ -109,11 +112,13 @@ def convert(
         matched = naming.match_variables(proto, variables)
         naming.record_owners(proto, matched)
         naming.rename(proto, matched)
+        if put_quantisers is not None:
+            put_quantisers(proto)
         naming.sort_by_use(proto)
         names = [value.name for value in proto.graph.output]
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Any]:
-            found = call(*(tf.constant(feeds[port.name]) for port in ports))
+            found = call(*(tf.constant(feeds[port.name]) for port in ports), of=given)
             return named_outputs(names, [value.numpy() for value in found.values()])
 
         versions = f"{version('keras')}, tensorflow {package_version()}"

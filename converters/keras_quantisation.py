@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from onnxfi.errors import InputError
+from onnxfi.errors import ConversionError, InputError
 from onnxfi.faults.space import Selector
+from onnxfi.graph.model.layers import LAYER_KEY
+from onnxfi.runtime.engine.ports import Array
 
 from .keras_training import layers_of, path_of, refuse_model
 from .training import target_of
 
+if TYPE_CHECKING:
+    import onnx
+
 #: Layers whose kernels are quantised; the last axis of each kernel is the output channel.
 _LAYERS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+#: Operators that they become.
+_OPERATORS = frozenset(("Conv", "MatMul", "Gemm"))
 #: Share by which a range follows the input of a step, and the smallest scale.
 _RATE, _SMALLEST = 0.02, 1e-9
 
@@ -24,11 +32,10 @@ _RATE, _SMALLEST = 0.02, 1e-9
 class QuantisationAwareTraining(keras.Model):
     """A Keras model that computes another with the rounding of int8 weights and uint8 activations.
 
-    Compile and fit it in place of `model`, whose weights it trains and which is what is exported. Kernels of dense and
-    convolutional layers are rounded as symmetric int8 numbers with a scale for each output channel, the inputs of these
-    layers as uint8 numbers whose range follows what training feeds; biases and outputs stay as they are. Gradients pass
-    straight through the rounding. Quantise the exported file with `onnxfi quantize --per-channel` on data of the same
-    kind: its integer weights are those that were trained.
+    Compile and fit it in place of `model`, whose weights it trains. Kernels of dense and convolutional layers are
+    rounded as symmetric int8 numbers with a scale for each output channel, the inputs of these layers as uint8 numbers
+    whose range follows what training feeds; biases and outputs stay as they are. Gradients pass straight through the
+    rounding. `convert` writes it in QDQ form: the integers of the kernels, and the ranges that training found.
 
     Parameters
     ----------
@@ -85,6 +92,24 @@ class QuantisationAwareTraining(keras.Model):
             self.seen.assign(self.seen + 1)
         return outputs
 
+    def put_quantisers(self, proto: onnx.ModelProto) -> None:
+        """Put the rounding into the float model exported from `model`, in place: int8 kernels, and QDQ at inputs.
+
+        Raises ConversionError for a layer that the exported graph does not have under its name.
+        """
+        for path, ends in zip(self.quantised, self.ranges, strict=True):
+            nodes = [node for node in proto.graph.node if node.op_type in _OPERATORS and _layer_of(node) == path]
+            kernels = {t.name: t for t in proto.graph.initializer}
+            nodes = [node for node in nodes if node.input[1] in kernels]
+            if not nodes:
+                raise ConversionError(
+                    f"the exporter left no Conv or MatMul with a stored kernel for the layer {path!r}; leave it out "
+                    f"with selector, or quantise the float model"
+                )
+            for node in nodes:
+                _store_integers(proto, node, path)
+                _quantise_input(proto, node, path, np.array(ends))
+
     @contextlib.contextmanager
     def _input_hooks(self, ranges: dict[int, Any], training: bool) -> Iterator[None]:
         """Round the inputs of the chosen layers; one that is used twice has a range of both."""
@@ -137,6 +162,75 @@ def fake_input(inputs: Any, ends: Any) -> Any:
     inside = tf.clip_by_value(inputs, low, high)
     rounded = tf.round(inside / scale) * scale
     return inside + tf.stop_gradient(rounded - inside)
+
+
+def _layer_of(node: onnx.NodeProto) -> str:
+    return next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), "")
+
+
+def _store_integers(proto: onnx.ModelProto, node: onnx.NodeProto, path: str) -> None:
+    """Store the kernel of a node as int8 numbers with a scale for each output channel, and dequantise it."""
+    from onnx import helper, numpy_helper
+
+    name = node.input[1]
+    [held] = [t for t in proto.graph.initializer if t.name == name]
+    kernel = numpy_helper.to_array(held)
+    last = node.op_type != "Conv" and not any(a.name == "transB" and a.i for a in node.attribute)
+    axis = kernel.ndim - 1 if last else 0
+    channels = np.abs(kernel).max(axis=tuple(k for k in range(kernel.ndim) if k != axis))
+    scale = np.maximum(channels / np.float32(127), np.float32(_SMALLEST)).astype(np.float32)
+    shape = [-1 if k == axis else 1 for k in range(kernel.ndim)]
+    integers = np.clip(np.rint(kernel / scale.reshape(shape)), -127, 127).astype(np.int8)
+    stored = f"{path}/kernel_quantized"
+    if all(t.name != stored for t in proto.graph.initializer):
+        _store(
+            proto,
+            **{stored: integers, f"{path}/kernel_scale": scale, f"{path}/kernel_zero": np.zeros(scale.shape, np.int8)},
+        )
+        words = [stored, f"{path}/kernel_scale", f"{path}/kernel_zero"]
+        _insert(
+            proto,
+            node,
+            helper.make_node("DequantizeLinear", words, [f"{stored}/float"], f"{path}/dequantize", axis=axis),
+            path,
+        )
+    node.input[1] = f"{stored}/float"
+    if all(name not in other.input for other in proto.graph.node):
+        proto.graph.initializer.remove(held)
+
+
+def _quantise_input(proto: onnx.ModelProto, node: onnx.NodeProto, path: str, ends: Array) -> None:
+    """Round the first input of a node to uint8 numbers of a range."""
+    from onnx import helper
+
+    scale = np.maximum((ends[1] - ends[0]) / np.float32(255), np.float32(_SMALLEST)).astype(np.float32)
+    zero = np.clip(np.rint(-ends[0] / scale), 0, 255).astype(np.uint8)
+    words = [f"{path}/input_scale", f"{path}/input_zero"]
+    if all(t.name != words[0] for t in proto.graph.initializer):
+        _store(proto, **dict(zip(words, (scale, zero), strict=True)))
+    integers = f"{path}/{node.input[0].replace('/', '_')}_quantized"
+    if all(integers not in other.output for other in proto.graph.node):
+        for op, read, made in (
+            ("QuantizeLinear", node.input[0], integers),
+            ("DequantizeLinear", integers, f"{integers}/float"),
+        ):
+            _insert(proto, node, helper.make_node(op, [read, *words], [made], f"{path}/{op}"), path)
+    node.input[0] = f"{integers}/float"
+
+
+def _store(proto: onnx.ModelProto, **arrays: Array) -> None:
+    from onnx import numpy_helper
+
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items())
+
+
+def _insert(proto: onnx.ModelProto, before: onnx.NodeProto, node: onnx.NodeProto, layer: str) -> None:
+    """Insert a node of a layer before another."""
+    node.metadata_props.add(key=LAYER_KEY, value=layer)
+    place = next(
+        k for k, other in enumerate(proto.graph.node) if other is before or list(other.output) == list(before.output)
+    )
+    proto.graph.node.insert(place, node)
 
 
 def _chosen(model: Any, selector: Selector) -> Iterator[tuple[str, Any]]:

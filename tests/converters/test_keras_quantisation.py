@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -69,6 +70,29 @@ def test_the_quantised_file_stores_the_integers_that_were_trained(trained: tuple
     np.testing.assert_array_equal(integers[kernel.shape], np.rint(expected))
     score = training.evaluate(images, labels, verbose=0)[1]
     assert score > 0.9
+
+
+def test_the_wrapper_is_written_in_qdq_form_with_its_own_ranges(trained: tuple[Any, Any], tmp_path: Path) -> None:
+    net, training = trained
+    done = convert(training, tmp_path / "qdq.onnx", tolerance=0.02)
+    proto = onnx.load(done.out)
+    held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    for name in ("conv", "fc"):
+        kernel, integers = np.array(net.get_layer(name).kernel), held[f"{name}/kernel_quantized"]
+        scale = np.maximum(np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1))) / np.float32(127), 1e-9)
+        wanted = np.rint(kernel / scale).astype(np.int8)
+        np.testing.assert_array_equal(integers, wanted.transpose(3, 2, 0, 1) if name == "conv" else wanted)
+        assert integers.dtype == np.int8 and f"{name}/kernel" not in held
+        low, high = np.array(training.ranges[list(training.quantised).index(name)])
+        assert held[f"{name}/input_scale"] == np.float32((high - low) / np.float32(255))
+    images, _ = data()
+    session = onnxruntime.InferenceSession(done.out, providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {"image": images})
+    wanted = training.predict(images, verbose=0)
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+    assert np.mean(found.argmax(1) == wanted.argmax(1)) == 1
+    roles = {t.id: (t.role, t.dtype, t.layer) for t in load(done.out).targets}
+    assert roles["fc/kernel_quantized"] == ("weight", "int8", "fc") and roles["fc/kernel_scale"][0] == "scale"
 
 
 def test_the_model_is_trained_and_its_answers_are_rounded(trained: tuple[Any, Any]) -> None:
