@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import onnxfi
+from onnxfi.campaign.report.figures import learning_curves, write_drawn
 from onnxfi.converters.torch import FaultAwareTraining, convert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +77,9 @@ def accuracy(model: nn.Module, data: dict[str, np.ndarray]) -> float:
     return float((found == data["labels"]).mean())
 
 
-def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], epochs: int) -> nn.Module:
+def train(
+    way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], epochs: int, curves: dict[str, list[float]]
+) -> nn.Module:
     """One training; a line for each epoch, with the accuracy before and after faults are put into the weights."""
     torch.manual_seed(20)
     model = Cnn()
@@ -101,6 +104,8 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
             with training.faulty(trial=1_000_000 + trial):
                 after.append(accuracy(model, test))
         golden, faulty = accuracy(model, test), float(np.mean(after))
+        curves.setdefault(way, []).append(golden)
+        curves.setdefault(f"{way}, with faults", []).append(faulty)
         print(f"{way:>8} {epoch + 1:>6} {golden:>10.1%} {faulty:>14.1%}  {'#' * round(40 * faulty)}", flush=True)
     return model
 
@@ -143,9 +148,13 @@ def main() -> None:
             few = {name: values[:2000] for name, values in test.items()}
             print(f"learning on {len(data['labels']):,} images; faults at {BER:g} per bit, bits {BITS}")
             print(f"{'training':>8} {'epoch':>6} {'golden':>10} {'with faults':>14}")
+            curves: dict[str, list[float]] = {}
             for way in WAYS:
-                model = train(way, data, few, given.epochs)
+                model = train(way, data, few, given.epochs, curves)
                 convert(model, folder / f"{way}.onnx", input_shape="N,1,28,28", data={"image": few["image"][:8]})
+            write_drawn(
+                [learning_curves("learning-curves", f"Top-1 while learning, faults at {BER:g}", curves)], folder
+            )
         if given.step != "train":
             measure(folder, test, given.repeat, given.workers)
 

@@ -55,6 +55,8 @@ CURVES = {
 }
 #: What examples/spiking/parametric.py draws.
 MAPS = ("parametric-leak.svg", "parametric-threshold.svg")
+#: What examples/spiking/train_faulty.py draws, which needs PyTorch (`OUT=docs/figures`).
+TRAINED = ("learning-curves.svg",)
 #: What scripts/protection.py draws, which takes some minutes.
 STUDIES = ("protection.svg",)
 # The figure asks no other server for a font, and takes the reader's own.

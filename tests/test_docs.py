@@ -142,6 +142,7 @@ def test_figures_are_of_today(work: Path) -> None:
         *figure.FIGURES,
         *figure.CURVES,
         *figure.MAPS,
+        *figure.TRAINED,
         *figure.STUDIES,
     }
     for name, command in figure.FIGURES.items():

@@ -294,6 +294,36 @@ def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) 
     return Figure(name, title, title, text, lambda: _heat(shares, list(values), ticks, named, 100.0, numbers=True))
 
 
+def learning_curves(name: str, title: str, curves: Mapping[str, Sequence[float]], label: str = "Top-1 (%)") -> Figure:
+    """Return shares over the epochs of a training, a curve for each training or way to measure it.
+
+    Raises OutputError if matplotlib is not installed.
+
+    >>> figure = learning_curves("learning", "Training", {"plain": [0.61, 0.64], "with faults": [0.64, 0.77]})
+    >>> figure.text, figure.bytes("png")[1:4]
+    ('plain: 1 61.0 %, 2 64.0 %; with faults: 1 64.0 %, 2 77.0 %.', b'PNG')
+    """
+    needs("matplotlib")
+    lines = (f"{one}: " + ", ".join(f"{k} {100 * x:.1f} %" for k, x in enumerate(c, 1)) for one, c in curves.items())
+    text = "; ".join(lines) + "."
+
+    def draw() -> Canvas:
+        from matplotlib.ticker import MaxNLocator
+
+        canvas = new_canvas(WIDTH_IN, 3.2)
+        axes = canvas.subplots()
+        for (one, shares), colour, mark in zip(curves.items(), cycle(COLOURS), cycle(MARKS), strict=False):
+            epochs = range(1, len(shares) + 1)
+            axes.plot(epochs, [100 * share for share in shares], color=colour, marker=mark, label=plain(one))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("Epoch")
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=7)
+        return canvas
+
+    return Figure(name, title, title, text, draw)
+
+
 def _heat(
     shares: NDArray[np.float64], rows: Sequence[str], ticks: Mapping[int, str], named: tuple[str, str, str], end: float,
     *, numbers: bool = False,
