@@ -76,6 +76,13 @@ _TOP = 20
     help="With --csv: name the files by the model: MODEL.csv (rates, else the summary), detail-MODEL.csv, layers-MODEL.csv, …",
 )
 @click.option(
+    "--outputs",
+    "output_folder",
+    type=PATH,
+    metavar="DIR",
+    help="Run all trials once more, and write the outputs of each on each batch into a file of its own (trial-N/batch-K.npz), beside those of the golden run with the labels.",
+)
+@click.option(
     "--evidence",
     type=PATH,
     metavar="DIR",
@@ -114,7 +121,7 @@ _TOP = 20
 )
 @JSON
 def command(
-    stores: tuple[Path, ...], html: Path | None, answers: int, figure_folder: Path | None, kinds: str, spread: str, latex_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
+    stores: tuple[Path, ...], html: Path | None, answers: int, figure_folder: Path | None, kinds: str, spread: str, latex_folder: Path | None, csv_folder: Path | None, csv_by_model: bool, output_folder: Path | None,
     evidence: Path | None, environment: Path | None, detectors: bool, elements: tuple[str, ...], sort: str, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
@@ -141,7 +148,9 @@ def command(
         raise click.UsageError("--elements requires --figures DIR or --html FILE")
     if environment is not None and evidence is None:
         raise click.UsageError("--environment requires --evidence DIR; onnxfi fit prints FIT alone")
-    for folder in (figure_folder, csv_folder, latex_folder, evidence):
+    if output_folder is not None and len(stores) > 1:
+        raise click.UsageError("--outputs takes one store")
+    for folder in (figure_folder, csv_folder, latex_folder, evidence, output_folder):
         if folder is not None:
             check_folder(folder)
     if html is not None or drawn:
@@ -160,6 +169,11 @@ def command(
     if latex_folder is not None:
         for number, one in enumerate(found, 1):
             written += write_latex(one, latex_folder if len(found) == 1 else latex_folder / str(number))
+    if output_folder is not None:
+        from onnxfi.campaign.execute.trial_answers import write_outputs
+
+        write_outputs(stores[0], output_folder)
+        written.append(output_folder)
     if evidence is not None:
         written += _write_evidence(stores, evidence, environment)
     captions = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from reported_campaigns import campaign
 from tiny_campaigns import mlp, ran
 
 from onnxfi.campaign.execute.export_trial import export_trial
-from onnxfi.campaign.execute.trial_answers import changed_answers
+from onnxfi.campaign.execute.trial_answers import changed_answers, write_outputs
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import SpecError, StoreError
 from onnxfi.tasks.outcomes import unpacked
@@ -48,6 +49,34 @@ def test_faults_in_activations(here: Path) -> None:
     assert worst
     for trial, answers in changed_answers(here / "a.db", worst[:3]).items():
         assert len(answers) == 1 and answers[0].golden != answers[0].faulty, trial
+
+
+def test_outputs_of_each_trial_and_batch_are_those_of_the_faulty_model(here: Path) -> None:
+    ran(campaign(single=True, trials=6, bits="29-31", batch=5), here / "s.db")
+    written = write_outputs(here / "s.db", here / "out", [2, 5])
+    names = [path.relative_to(here / "out").as_posix() for path in written]
+    assert names == [f"{one}/batch-{k}.npz" for one in ("golden", "trial-2", "trial-5") for k in (1, 2, 3)]
+    with np.load("d.npz") as data:
+        x, labels = data["x"], data["labels"]
+    for trial in (None, 2, 5):
+        model = "m.onnx"
+        if trial is not None:
+            export_trial(here / "s.db", trial, here / (model := "bad.onnx"))
+        [scores] = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+        files = [np.load(path) for path in written if path.parent.name == (f"trial-{trial}" if trial else "golden")]
+        assert np.concatenate([file["samples"] for file in files]).tolist() == list(range(12))
+        [name] = {name for file in files for name in file.files} - {"samples", "labels"}
+        np.testing.assert_allclose(np.concatenate([file[name] for file in files]), scores, rtol=1e-5)
+        if trial is None:
+            assert np.concatenate([file["labels"] for file in files]).tolist() == labels.tolist()
+
+
+def test_a_trial_of_one_sample_has_the_file_of_its_batch(here: Path) -> None:
+    ran(campaign(single=True, trials=3, target=("activations",), batch=5), here / "a.db")
+    with Store.open(here / "a.db") as opened:
+        batches = [json.loads(opened.lines(trial))["sample"] // 5 + 1 for trial in (1, 2, 3)]
+    written = [path for path in write_outputs(here / "a.db", here / "out") if path.parent.name != "golden"]
+    assert [path.name for path in written] == [f"batch-{k}.npz" for k in batches]
 
 
 def test_another_model_and_named_code_are_refused(here: Path) -> None:
