@@ -76,6 +76,16 @@ def test_the_rows_are_those_of_one_process_and_files_travel_by_content(
 
 
 @pytest.mark.slow
+def test_workers_run_the_engine_of_the_campaign(here: Path, workers: Cluster) -> None:
+    other = campaign(trials=20, engine="reference", provider="auto")
+    alone, apart = list(run(other, "alone.db")), list(run(other, "apart.db", executor=workers))
+    assert {row.trial: row.outcome for row in apart} == {row.trial: row.outcome for row in alone}
+    with Store.open("apart.db") as opened:
+        known = opened.get("environment")
+    assert known["runtime"].startswith("onnx "), known
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_changes_nothing(here: Path, workers: Cluster) -> None:
     ran(campaign(), here / "whole.db")
     running = run(campaign(), here / "s.db", executor=workers)
