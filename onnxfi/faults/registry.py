@@ -13,7 +13,7 @@ from onnxfi.faults.patterns import Pattern
 
 #: Fault models of `faults/hardware/` by module: loaded as those of other packages are, when models are asked for.
 _HARDWARE = {
-    "cells": ("Cluster", "AsymmetricFlip"),
+    "cells": ("CellCluster", "AsymmetricFlip"),
     "sensors": ("StuckPixel", "StuckLine", "SaltPepper", "PixelFlip"),
     "distribution": ("Distribution",),
     "fault_map": ("FaultMap",),

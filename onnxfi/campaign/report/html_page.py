@@ -25,7 +25,7 @@ from onnxfi.campaign.report.figures import element_figures
 from onnxfi.campaign.report.findings import WIDEST, any_bit, design, listed, measured, silent_metric, verdict
 from onnxfi.campaign.report.page_data import (
     MOST_TRIALS,
-    Harm,
+    HarmfulTrial,
     campaign_data,
     harm_metrics,
     largest_faults,
@@ -73,7 +73,7 @@ class PageHead:
     tables: tuple[PageTable, ...]
 
 
-def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
+def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
     """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
     A trial of so many faults that they are kept as a recipe names none, and is left out.
@@ -94,7 +94,7 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
         rows = (row for row in opened.rows() if row.outcome != OUTCOMES[0] and 0 < row.faults <= MAX_LINES)
         worst = heapq.nsmallest(most, rows, partial(order_of_harm, task))
         found = (
-            Harm(
+            HarmfulTrial(
                 row.trial, rates.get(row.stratum), row.outcome, row.cause,
                 tuple(metric.value(row.outcome, row.metrics) for metric in shown), row.faults,
                 largest_faults(opened.lines(row.trial), opened.words(row.trial)),

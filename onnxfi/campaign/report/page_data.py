@@ -34,7 +34,7 @@ _MOST_LISTED = 300
 
 
 @dataclass(frozen=True)
-class Harm:
+class HarmfulTrial:
     """A trial that did much: its result, how many faults it had, and those that moved their number most.
 
     `rows` is empty where the faults are kept as a recipe, which names none of them.

@@ -26,10 +26,10 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Outputs:
+class ProductElements:
     """Elements of the output of a matrix product: the product (batch and group), the row m and the column n of each.
 
-    >>> Outputs.of((4, 2, 2), channel_axis=-3, groups=2).n.tolist()
+    >>> ProductElements.of((4, 2, 2), channel_axis=-3, groups=2).n.tolist()
     [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]
     """
 
@@ -38,7 +38,7 @@ class Outputs:
     n: Index
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], channel_axis: int, groups: int) -> Outputs:
+    def of(cls, shape: tuple[int, ...], channel_axis: int, groups: int) -> ProductElements:
         """Return the elements of an output of this shape, in flat order."""
         axis = len(shape) + channel_axis
         at = np.indices(shape, np.int64).reshape(len(shape), -1)
@@ -120,14 +120,14 @@ class Array(FaultModel):
         """Return True for outputs of Conv, Gemm and MatMul."""
         return bool(target.gemm) and bool(target.axes)
 
-    def computed(self, outputs: Outputs, place: tuple[int, int]) -> NDArray[np.bool_]:
+    def computed(self, outputs: ProductElements, place: tuple[int, int]) -> NDArray[np.bool_]:
         """Return which outputs a PE computes over the whole inference ([n])."""
         row, col = place
         if self.dataflow == "os":
             return np.asarray((outputs.m % self.rows == row) & (outputs.n % self.cols == col))
         return np.asarray((outputs.n if self.dataflow == "ws" else outputs.m) % self.cols == col)
 
-    def same_tile(self, outputs: Outputs, index: int) -> NDArray[np.bool_]:
+    def same_tile(self, outputs: ProductElements, index: int) -> NDArray[np.bool_]:
         """Return which outputs the PE of an element computes in the element's tile ([n])."""
         here = outputs.product == outputs.product[index]
         if self.dataflow != "is":
@@ -138,7 +138,7 @@ class Array(FaultModel):
         self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
     ) -> tuple[Sites, tuple[FaultModel, ...]]:
         """Return a fault in each output that the PE of the site computes."""
-        laid = {k: Outputs.of(t.axes, *t.gemm) for k, t in enumerate(targets) if t.gemm and t.axes and t.size}
+        laid = {k: ProductElements.of(t.axes, *t.gemm) for k, t in enumerate(targets) if t.gemm and t.axes and t.size}
         parts: list[tuple[int, int, Index, int]] = []
         for event, (ordinal, at, bit) in enumerate(
             zip(sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), strict=True)
@@ -162,7 +162,7 @@ class Array(FaultModel):
             moved.times[:, 1:] = 0, LAST_STEP
         return moved, (self.element_model,)
 
-    def _nearest(self, outputs: Outputs, index: int, place: tuple[int, int]) -> int:
+    def _nearest(self, outputs: ProductElements, index: int, place: tuple[int, int]) -> int:
         """Return an output of the PE that is given: the site's if it is one, else the next one; -1 if there is none."""
         if self.place is None:
             return index

@@ -67,7 +67,7 @@ class CellArray:
 
 
 @dataclass(frozen=True)
-class Cluster(FaultModel):
+class CellCluster(FaultModel):
     """Flip of a rectangle of `rows` × `cols` neighbouring cells; the site is the one with the lowest line and column.
 
     Stands for a multi-cell upset (MCU) of an SRAM: 1×2 and 2×1 are the frequent ones, 2×2 and larger the rare ones. A

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.hardware.description_file import check_digest
-from onnxfi.faults.hardware.distribution_file import FILE, Row, Table, parse_tables
+from onnxfi.faults.hardware.distribution_file import FILE, DistributionRow, Table, parse_tables
 from onnxfi.faults.models import Add, Flip, FlipMask, Scale, Set
 from onnxfi.faults.sampling import derive, uniform
 from onnxfi.faults.sites import Sites, Target
@@ -104,7 +104,9 @@ def _parse(text: bytes, file: str) -> tuple[Table, ...]:
     return parse_tables(FILE.parse(text, file), file)
 
 
-def event_faults(row: Row, target: Target, index: int, raw: NDArray[np.uint64]) -> list[tuple[int, int, FaultModel]]:
+def event_faults(
+    row: DistributionRow, target: Target, index: int, raw: NDArray[np.uint64]
+) -> list[tuple[int, int, FaultModel]]:
     """Return (element, bit or -1, model) of each fault of one event of this row at an element."""
     if row.cells:
         bit = _positions(row, target.word, raw)[0]
@@ -121,7 +123,7 @@ def event_faults(row: Row, target: Target, index: int, raw: NDArray[np.uint64]) 
     return [(place, -1, _model(row, target.word, own[k : k + 1])) for k, place in enumerate(reached.tolist())]
 
 
-def _model(row: Row, word: Word, raw: NDArray[np.uint64]) -> FaultModel:
+def _model(row: DistributionRow, word: Word, raw: NDArray[np.uint64]) -> FaultModel:
     """Return the effect of a row on one element, its random parameters drawn."""
     if row.mask is not None:
         return FlipMask(row.mask)
@@ -147,7 +149,7 @@ def _log_uniform(low: float, high: float, share: float) -> float:
         return min(max(float((first + (last - first) * Decimal(share)).exp()), low), high)
 
 
-def _positions(row: Row, word: Word, raw: NDArray[np.uint64]) -> list[int]:
+def _positions(row: DistributionRow, word: Word, raw: NDArray[np.uint64]) -> list[int]:
     """Return the bits of one event, drawn one after the other without repetition by the weights of the positions."""
     weights = _weights(row, word).copy()
     if row.adjacent:
@@ -161,7 +163,7 @@ def _positions(row: Row, word: Word, raw: NDArray[np.uint64]) -> list[int]:
 
 
 @lru_cache(maxsize=256)
-def _weights(row: Row, word: Word) -> NDArray[np.float64]:
+def _weights(row: DistributionRow, word: Word) -> NDArray[np.float64]:
     return row.bit_weights(word)
 
 

@@ -33,7 +33,7 @@ _SPANS = ("relative", "factor", "absolute")
 
 
 @dataclass(frozen=True)
-class Row:
+class DistributionRow:
     """One row of a table: its probability, its effect on a word, and its spatial shape.
 
     The effect is a number of `bits` at drawn positions, a `mask`, `cells` around a drawn bit, or a value error.
@@ -125,7 +125,7 @@ class Table:
     """Rows whose probabilities sum to 1, and what targets they hold for: op, layer, format, size."""
 
     label: str
-    rows: tuple[Row, ...]
+    rows: tuple[DistributionRow, ...]
     op: tuple[str, ...] = ()
     layer: tuple[str, ...] = ()
     dtype: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _row(row: dict[str, Any], where: str) -> Row:
+def _row(row: dict[str, Any], where: str) -> DistributionRow:
     check_keys(row, _ROW_KEYS, where)
     if "p" not in row:
         raise FaultError(f"{where} has no p, its probability")
@@ -194,7 +194,7 @@ def _row(row: dict[str, Any], where: str) -> Row:
     ):
         if key in row and not any(one in row for one in needs):
             raise FaultError(f"{where}: {key} goes with {' or '.join(needs)}; leave it out")
-    return Row(p=probability(row["p"], f"{where}: p"), **made, **_shape(row, where))
+    return DistributionRow(p=probability(row["p"], f"{where}: p"), **made, **_shape(row, where))
 
 
 def _bits(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def ranks(scores: Array) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class LabelRanking:
     """A metric of the order in which the scores of a label bring the samples, as the mean over labels."""
 
     name: str
@@ -159,8 +159,8 @@ class Ranking:
         return float(np.nanmean(found))
 
 
-_PRECISION = Ranking("average_precision_score")
-_AREA = Ranking("roc_auc_score", both=True)
+_PRECISION = LabelRanking("average_precision_score")
+_AREA = LabelRanking("roc_auc_score", both=True)
 
 
 def score_kind(golden: Array) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxfi.errors import FaultError, SelectorError
-from onnxfi.faults.hardware.array import Array, Outputs
+from onnxfi.faults.hardware.array import Array, ProductElements
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.sites import Target
 from onnxfi.faults.space import FaultSpace, Selector
@@ -143,10 +143,10 @@ def test_an_array_that_no_layer_fits_is_refused() -> None:
 
 
 def test_products_of_matrices_have_their_rows_before_their_channels() -> None:
-    found = Outputs.of((2, 3, 4), -1, 1)
+    found = ProductElements.of((2, 3, 4), -1, 1)
     assert found.m.reshape(2, 3, 4)[1, :, 0].tolist() == [0, 1, 2]
     assert found.product.reshape(2, 3, 4)[:, 0, 0].tolist() == [0, 1]
-    assert Outputs.of((4,), -1, 1).m.tolist() == [0] * 4
+    assert ProductElements.of((4,), -1, 1).m.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(
