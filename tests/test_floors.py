@@ -420,6 +420,15 @@ def test_each_module_has_its_test_file() -> None:
             assert not other or (ROOT / "tests" / other).exists(), f"{path} is tested nowhere: no tests/{other}"
 
 
+def test_no_two_public_classes_share_a_name() -> None:
+    found: dict[str, list[str]] = {}
+    for path in (path for path in FILES if path.is_relative_to(ROOT / "onnxfi")):  # those of converters are twins
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
 # ------------------------------------------------------------------------------------------------ how long things get
 
 

@@ -1,4 +1,4 @@
-"""Bounds of a faulty tensor, for several faults and samples at once."""
+"""ValueBounds of a faulty tensor, for several faults and samples at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ValueBounds:
     """Numbers between which a runtime's values of a faulty tensor lie.
 
     Attributes
@@ -30,9 +30,9 @@ class Bounds:
     live: NDArray[np.bool_]
     channels: NDArray[np.int64] | None = None
 
-    def mapped(self, monotone: Callable[[Floats], Floats]) -> Bounds:
+    def mapped(self, monotone: Callable[[Floats], Floats]) -> ValueBounds:
         """Return the bounds behind a function of single elements that never decreases."""
-        return Bounds(monotone(self.low), monotone(self.high), self.live, self.channels)
+        return ValueBounds(monotone(self.low), monotone(self.high), self.live, self.channels)
 
     def of(self, golden: Floats) -> Floats:
         """Return the channels that are here of a golden tensor [samples, channels, …]."""

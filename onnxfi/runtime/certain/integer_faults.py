@@ -18,7 +18,7 @@ from onnxfi.runtime.certain.bounds import Floats
 from onnxfi.runtime.certain.golden_values import Golden
 from onnxfi.runtime.certain.operators import Convolution
 from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
-from onnxfi.runtime.certain.quantised_layers import Layer, layers_of, wrapped
+from onnxfi.runtime.certain.quantised_layers import QuantisedLayer, layers_of, wrapped
 
 #: Whole numbers below are exact in float32.
 _EXACT = float(1 << 24)
@@ -32,7 +32,7 @@ class IntegerProofs:
 
     Attributes
     ----------
-    layers : tuple of Layer
+    layers : tuple of QuantisedLayer
         The operator and all behind it.
     inputs : float64 array [samples, channels, …]
         Its golden inputs, less their zero point.
@@ -46,7 +46,7 @@ class IntegerProofs:
         Whether the tensor is the bias.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[QuantisedLayer, ...]
     inputs: Floats = field(repr=False)
     sums: tuple[Floats, ...] = field(repr=False)
     outputs: NDArray[np.float32] = field(repr=False)
@@ -164,7 +164,7 @@ def needed_integers(net: PartitionGraph, tensor: str, scored: str) -> tuple[str,
     return (*(layer.name for layer in _from(net, tensor, scored)[0]), scored)
 
 
-def _from(net: PartitionGraph, tensor: str, scored: str) -> tuple[tuple[Layer, ...], int]:
+def _from(net: PartitionGraph, tensor: str, scored: str) -> tuple[tuple[QuantisedLayer, ...], int]:
     layers, _ = layers_of(net, scored)
     for number, layer in enumerate(layers):
         if tensor in (layer.weight, layer.bias):

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
-from onnxfi.runtime.certain.bounds import Bounds, Floats
+from onnxfi.runtime.certain.bounds import Floats, ValueBounds
 from onnxfi.runtime.certain.rounding import LARGEST, OVERFLOW, SMALL, absolute, gamma
 
 Flags = NDArray[np.bool_]
@@ -29,7 +29,7 @@ _IMAGE, _ROWS = 4, 2
 class Rule(Protocol):
     """The rule of one operator."""
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of its output."""
         ...
 
@@ -55,7 +55,7 @@ class Linear:
     #: The samples that are asked for, in their order; None: all.
     samples: NDArray[np.int64] | None = field(default=None, repr=False)
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         before = self._of(self.golden, faulty.channels)
         live = faulty.live
@@ -76,14 +76,14 @@ class Linear:
         found = _within(centre, reach, g, live)
         return self._with_infinite(found, infinite, faulty.channels) if infinite.any() else found
 
-    def _with_infinite(self, found: Bounds, infinite: Flags, channels: NDArray[np.int64] | None) -> Bounds:
+    def _with_infinite(self, found: ValueBounds, infinite: Flags, channels: NDArray[np.int64] | None) -> ValueBounds:
         """Return bounds where some inputs are +∞ for certain: all sums with one are infinite or NaN.
 
         They are +∞ or −∞ where all the weights of these inputs have one sign and the other terms cannot overflow, and
         otherwise written as from +∞ to −∞, which nothing lies between.
         """
         if not isinstance(self.product, Matrix):
-            return Bounds(found.low * np.nan, found.high * np.nan, found.live)
+            return ValueBounds(found.low * np.nan, found.high * np.nan, found.live)
         weights = self.product.weights if channels is None else self.product.weights[:, channels]
         count = infinite.sum(-1, keepdims=True)
         ones = infinite.astype(np.float64)
@@ -92,9 +92,9 @@ class Linear:
         down = finite & (ones @ (weights < 0).T.astype(np.float64) == count)
         low = np.where(count > 0, np.where(down, -np.inf, np.inf), found.low)
         high = np.where(count > 0, np.where(up, np.inf, -np.inf), found.high)
-        return Bounds(low, high, found.live)
+        return ValueBounds(low, high, found.live)
 
-    def entry(self, low: Floats, high: Floats, magnitude: Floats, channel: int) -> Bounds:
+    def entry(self, low: Floats, high: Floats, magnitude: Floats, channel: int) -> ValueBounds:
         """Return the bounds of an output channel to whose exact sums something from `low` to `high` is added.
 
         These and `magnitude`, which is added to the sums of magnitudes, are [faults, samples, 1, …].
@@ -111,7 +111,7 @@ class Linear:
             unknown = (reach >= g * LARGEST) & ~above & ~below
             low = np.where(above, np.inf, np.where(below, -np.inf, np.where(unknown, np.nan, low)))
             high = np.where(above, np.inf, np.where(below, -np.inf, np.where(unknown, np.nan, high)))
-        return Bounds(low, high, live, one)
+        return ValueBounds(low, high, live, one)
 
     def _of(self, golden: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
         if channels is None:
@@ -121,14 +121,14 @@ class Linear:
         return np.asarray(golden[self.samples[:, None], channels])
 
 
-def _within(centre: Floats, reach: Floats, g: float, live: NDArray[np.bool_]) -> Bounds:
+def _within(centre: Floats, reach: Floats, g: float, live: NDArray[np.bool_]) -> ValueBounds:
     """Return centre ± reach; NaN where a sum may overflow on the way.
 
     `reach` is at least g times the sum S of magnitudes. In every order partial sums lie between the sum of the negative
     terms and that of the positive ones, which are (S ± the whole sum) / 2 in magnitude.
     """
     reach = np.where(reach / g + np.abs(centre) + reach < 2 * LARGEST, reach, np.nan)
-    return Bounds(centre - reach, centre + reach, live)
+    return ValueBounds(centre - reach, centre + reach, live)
 
 
 class Product(Protocol):
@@ -244,7 +244,7 @@ class MaxPool:
     strides: tuple[int, int]
     pads: tuple[int, int, int, int]
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         return faulty.mapped(self.pooled)
 
@@ -272,12 +272,12 @@ class Clip:
     low: float = 0.0
     high: float = np.inf
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         found = faulty.mapped(lambda values: np.clip(values, self.low, self.high))
         if np.isposinf(faulty.low).any():  # infinite or NaN, and runtimes cut a NaN in different ways
             crossed = found.low > found.high
-            return Bounds(
+            return ValueBounds(
                 np.where(crossed, np.nan, found.low), np.where(crossed, np.nan, found.high), found.live, found.channels
             )
         return found
@@ -289,7 +289,7 @@ class Flatten:
 
     after: tuple[int, ...]
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         low, high = (one.reshape(*one.shape[:2], -1) for one in (faulty.low, faulty.high))
         channels, size = faulty.channels, int(np.prod(faulty.low.shape[3:], dtype=np.int64))
@@ -297,7 +297,7 @@ class Flatten:
             channels = (channels[:, None] * size + np.arange(size)).ravel()
         if len(self.after) != _ROWS or (channels is None and low.shape[-1] != self.after[1]):
             raise UnprovableError("no rule for this Reshape")
-        return Bounds(low, high, faulty.live, channels)
+        return ValueBounds(low, high, faulty.live, channels)
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ class Average:
 
     pool: MaxPool | None
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         low, terms = self._mean(faulty.low)
         high, _ = self._mean(faulty.high)
@@ -314,7 +314,7 @@ class Average:
         g = gamma(terms)
         reach = (g * size + absolute(terms)) * (1 + 1e-9)
         reach = np.where(size * terms < LARGEST, reach, np.nan)
-        return Bounds(low - reach, high + reach, faulty.live, faulty.channels)
+        return ValueBounds(low - reach, high + reach, faulty.live, faulty.channels)
 
     def _mean(self, values: Floats) -> tuple[Floats, int]:
         if self.pool is None:
@@ -338,7 +338,7 @@ class Sum:
         """Return the rule for some samples."""
         return self if self.stored else replace(self, other=self.other[samples])
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         other, rank = self.other, faulty.low.ndim - 1
         if self.stored:
@@ -353,7 +353,7 @@ class Sum:
         low, high = faulty.low + other, faulty.high + other
         size = np.maximum(np.abs(faulty.low), np.abs(faulty.high)) + np.abs(other)
         reach = np.where(size < LARGEST, (g * size + absolute(self.terms)) * (1 + 1e-9), np.nan)
-        return Bounds(low - reach, high + reach, faulty.live, faulty.channels)
+        return ValueBounds(low - reach, high + reach, faulty.live, faulty.channels)
 
 
 @dataclass(frozen=True)
@@ -369,20 +369,20 @@ class Normalization:
     magnitude: Floats = field(repr=False)
     terms: int = 1
 
-    def __call__(self, faulty: Bounds) -> Bounds:
+    def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
         factor, addend, magnitude = (self._of(one, faulty) for one in (self.factor, self.addend, self.magnitude))
         one, other = faulty.low * factor, faulty.high * factor
         g = gamma(self.terms)
         reach = g * (np.maximum(np.abs(one), np.abs(other)) + magnitude) + absolute(self.terms)
         reach = np.where(reach < g * LARGEST, reach * (1 + 1e-9), np.nan)
-        return Bounds(
+        return ValueBounds(
             np.minimum(one, other) + addend - reach, np.maximum(one, other) + addend + reach,
             faulty.live, faulty.channels,
         )  # fmt: skip
 
     @staticmethod
-    def _of(values: Floats, faulty: Bounds) -> Floats:
+    def _of(values: Floats, faulty: ValueBounds) -> Floats:
         values = values if faulty.channels is None else values[faulty.channels]
         return values.reshape(-1, *(1,) * (faulty.low.ndim - 3))
 

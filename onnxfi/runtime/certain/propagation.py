@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph, TensorLocation, array_at
-from onnxfi.runtime.certain.bounds import Bounds, Floats
+from onnxfi.runtime.certain.bounds import Floats, ValueBounds
 from onnxfi.runtime.certain.golden_values import LINEAR, Golden
 from onnxfi.runtime.certain.operators import (
     SOFTMAX_MARGIN,
@@ -72,14 +72,14 @@ class Path:
     scores: Floats = field(repr=False)
     margin: float = 0.0
 
-    def classes(self, faulty: Bounds) -> Classes:
+    def classes(self, faulty: ValueBounds) -> Classes:
         """Return the class of each fault and sample ([faults, samples]); −1 where it is not certain."""
         with np.errstate(all="ignore"):
             for rule in self.rules:
                 faulty = rule(faulty)
             return self._certain(faulty)
 
-    def _certain(self, scores: Bounds) -> Classes:
+    def _certain(self, scores: ValueBounds) -> Classes:
         low, high = (one.reshape(*scores.live.shape, -1) for one in (scores.low, scores.high))
         golden = np.broadcast_to(self.top, scores.live.shape)
         if scores.channels is not None:  # the others have their golden bits

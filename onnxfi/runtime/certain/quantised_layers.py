@@ -38,7 +38,7 @@ class Quantisation:
 
 
 @dataclass(frozen=True)
-class Layer:
+class QuantisedLayer:
     """One linear operator on whole numbers, its requantisation, and what lies before the next one.
 
     Attributes
@@ -106,7 +106,7 @@ def wrapped(sums: Floats) -> Floats:
     return np.where(over, np.mod(sums + 2.0**31, 2.0**32) - 2.0**31, sums) if over.any() else sums
 
 
-def layers_of(net: PartitionGraph, scored: str) -> tuple[tuple[Layer, ...], Quantisation]:
+def layers_of(net: PartitionGraph, scored: str) -> tuple[tuple[QuantisedLayer, ...], Quantisation]:
     """Return the layers of a quantised network in order, and the quantisation of its scores.
 
     Raises
@@ -116,7 +116,7 @@ def layers_of(net: PartitionGraph, scored: str) -> tuple[tuple[Layer, ...], Quan
     """
     walk = _Walk(net)
     last = walk.made(scored, "DequantizeLinear")
-    found, name, scores = list[Layer](), last.input[0], walk.quantisation(last.input[1:])
+    found, name, scores = list[QuantisedLayer](), last.input[0], walk.quantisation(last.input[1:])
     while True:
         layer = walk.layer(name)
         if layer is None:
@@ -161,7 +161,7 @@ class _Walk:
         range_ = np.iinfo(zero.dtype)
         return Quantisation(np.float32(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), range_.min, range_.max)
 
-    def layer(self, name: str) -> Layer | None:
+    def layer(self, name: str) -> QuantisedLayer | None:
         """Return the layer whose quantised output, after poolings, a name is; None at the input of the network."""
         pools: list[MaxPool] = []
         while True:
@@ -203,7 +203,7 @@ class _Walk:
                 raise UnprovableError("no rule for this MaxPool")
             pools.insert(0, window(node))
 
-    def _float(self, node: onnx.NodeProto, output: str, given: Quantisation, pools: list[MaxPool]) -> Layer:
+    def _float(self, node: onnx.NodeProto, output: str, given: Quantisation, pools: list[MaxPool]) -> QuantisedLayer:
         """Return the layer of a float operator between dequantised tensors."""
         inputs = [self.made(name, "DequantizeLinear") for name in node.input]
         for name in node.input:
@@ -215,7 +215,7 @@ class _Walk:
             node, (inputs[0].input[0], output), (weight[0], weight[1], zero, bias), (taken, given), pools
         )
 
-    def _integer(self, node: onnx.NodeProto, pools: list[MaxPool], bias: int) -> Layer:
+    def _integer(self, node: onnx.NodeProto, pools: list[MaxPool], bias: int) -> QuantisedLayer:
         """Return the layer of an integer operator."""
         names = [*node.input, ""]
         given = names[6:8] if node.op_type == "QLinearConv" else names[7:9]
@@ -226,7 +226,7 @@ class _Walk:
     def _layer(
         self, node: onnx.NodeProto, ends: tuple[str, str], of: tuple[str, str, str, str],
         how: tuple[Quantisation, Quantisation], pools: list[MaxPool],
-    ) -> Layer:  # fmt: skip
+    ) -> QuantisedLayer:  # fmt: skip
         name, scales, zero, bias = of
         for one in filter(None, (name, bias)):
             self.only(one)
@@ -242,7 +242,7 @@ class _Walk:
         if not (np.isfinite(factor) & (factor > 0)).all() or addend.size not in (1, len(factor)):
             raise UnprovableError("no rule for this requantisation")
         whole = np.broadcast_to(addend.astype(np.float64).reshape(-1), len(factor))
-        return Layer(*ends, name, bias, product, whole, factor, taken, given, tuple(pools), transposed)
+        return QuantisedLayer(*ends, name, bias, product, whole, factor, taken, given, tuple(pools), transposed)
 
     @staticmethod
     def _product(node: onnx.NodeProto, weights: Floats) -> tuple[Convolution | Matrix, bool]:

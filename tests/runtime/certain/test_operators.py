@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxfi.errors import UnprovableError
-from onnxfi.runtime.certain.bounds import Bounds
+from onnxfi.runtime.certain.bounds import ValueBounds
 from onnxfi.runtime.certain.operators import (
     Average,
     Clip,
@@ -27,12 +27,12 @@ from onnxfi.runtime.certain.operators import (
 SAMPLES = 3
 
 
-def bounds_around(rng: np.random.Generator, golden: np.ndarray) -> tuple[Bounds, np.ndarray]:
+def bounds_around(rng: np.random.Generator, golden: np.ndarray) -> tuple[ValueBounds, np.ndarray]:
     """Return bounds of two faults, and values between them."""
     centre = golden + rng.standard_normal((2, *golden.shape))
     reach = rng.random(centre.shape)
     inside = centre + reach * rng.uniform(-1, 1, centre.shape)
-    return Bounds(centre - reach, centre + reach, np.ones((2, len(golden)), np.bool_)), inside
+    return ValueBounds(centre - reach, centre + reach, np.ones((2, len(golden)), np.bool_)), inside
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -47,7 +47,7 @@ def test_values_stay_between_the_bounds(seed: int) -> None:
     normal = Normalization(scale, shift, np.abs(shift))
     cases = (
         (Clip(-0.5, 0.5), inside.clip(-0.5, 0.5)),
-        (pool, pool(Bounds(inside, inside, faulty.live)).low),
+        (pool, pool(ValueBounds(inside, inside, faulty.live)).low),
         (Average(None), inside.mean((-2, -1), keepdims=True)),
         (Sum(golden), inside + golden),
         (normal, inside * scale[:, None, None] + shift[:, None, None]),
@@ -67,7 +67,9 @@ def test_a_sum_that_may_overflow_is_unknown_and_one_that_must_is_infinite() -> N
         added = np.full((1, 1, 1), change)
         found = linear.entry(added, added, np.abs(added), 0)
         np.testing.assert_allclose((found.low.item(), found.high.item()), expected, rtol=1e-5)
-    infinite = Bounds(np.full((1, 1, 1), np.inf), np.full((1, 1, 1), np.inf), np.ones((1, 1), np.bool_), np.array([1]))
+    infinite = ValueBounds(
+        np.full((1, 1, 1), np.inf), np.full((1, 1, 1), np.inf), np.ones((1, 1), np.bool_), np.array([1])
+    )
     found = linear(infinite)
     assert found.low.tolist() == [[[np.inf, -np.inf]]] and found.high.tolist() == [[[np.inf, -np.inf]]]
     assert Clip()(found).low.tolist() == [[[np.inf, 0.0]]]

@@ -9,7 +9,7 @@ from onnx import parser
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
-from onnxfi.runtime.certain.bounds import Bounds
+from onnxfi.runtime.certain.bounds import ValueBounds
 from onnxfi.runtime.certain.golden_values import Golden
 from onnxfi.runtime.certain.propagation import UNKNOWN, path_from, with_samples, with_slice
 
@@ -33,7 +33,7 @@ def test_a_class_is_certain_above_all_others_only(tmp_path) -> None:
     some = with_samples(path, np.array([2, 2]))
     assert some.classes(some.first.entry(added[:, :2], added[:, :2], added[:, :2], 1)).tolist() == [[1, 1]]
     assert with_slice(path, slice(1, 3)).top.tolist() == [0, 1]
-    dead = Bounds(added * np.nan, added * np.nan, np.zeros((1, 3), np.bool_), np.array([0]))
+    dead = ValueBounds(added * np.nan, added * np.nan, np.zeros((1, 3), np.bool_), np.array([0]))
     assert path.classes(dead).tolist() == [[0, 0, 1]]
 
 
