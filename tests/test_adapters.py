@@ -145,6 +145,17 @@ def test_the_action_checks_and_tells_its_verdict(low: float, code: int, verdict:
     assert "inputs." not in "".join(one.get("run", "") for one in action["runs"]["steps"]), "no code from an input"
 
 
+@pytest.mark.slow
+def test_the_action_verifies_where_a_manifest_is_given(work: Path) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    step = next(one for one in action["runs"]["steps"] if one.get("name") == "Verify")
+    assert step["if"] == "inputs.manifest != ''" and set(step["env"]) == {"MODEL", "MANIFEST"}
+    assert shell("onnxfi manifest model.onnx -o known.json", work).returncode == 0
+    assert shell(step["run"], work, MODEL="model.onnx", MANIFEST="known.json").returncode == 0
+    assert shell("onnxfi inject model.onnx --count 1 -o damaged.onnx", work).returncode == 0
+    assert shell(step["run"], work, MODEL="damaged.onnx", MANIFEST="known.json").returncode == 1
+
+
 def test_the_template_of_gitlab_takes_its_inputs(work: Path) -> None:
     text = (ROOT / "examples" / "ci" / "gitlab-template.yml").read_text(encoding="utf-8")
     spec, _, job = text.partition("\n---\n")
