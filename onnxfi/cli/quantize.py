@@ -31,7 +31,12 @@ _RECIPE_FIELDS = (
     "quantize", cls=GroupedCommand, short_help="Quantise MODEL with ONNX Runtime and compare it with the original."
 )
 @MODEL
-@click.option("--mode", required=True, metavar="MODE", help="Mode: static, dynamic, weight-only, fp16 or bf16.")
+@click.option(
+    "--mode",
+    required=True,
+    metavar="MODE",
+    help="Mode: static, dynamic, weight-only, fp16 or bf16; int8 is dynamic with --per-channel, int4 weight-only.",
+)
 @click.option(
     "--format",
     default="",
@@ -83,7 +88,7 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
 
     \b
     onnxfi quantize cnn.onnx --mode static --per-channel --data images.npz -o cnn_int8.onnx
-    onnxfi quantize cnn.onnx --mode weight-only --weights int4 -o cnn_int4.onnx
+    onnxfi quantize gpt.onnx --mode int4 -o gpt_int4.onnx
     """
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load

@@ -17,6 +17,7 @@ from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.sample_outputs import Outputs, Reduce, class_axes, run_outputs, sample_axes, stacked
 from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
@@ -203,6 +204,9 @@ def _check_samples(golden: Evaluation | None, data: Data) -> None:
 
 def does_not_run(error: EngineError, data: Data, size: int) -> EngineError:
     """Return the error of a fault-free model on batches of `size`, with what may help."""
+    if out_of_memory(error):
+        smaller = ", or take a smaller --batch" if data.layout.fixed is None and size > 1 else ""
+        return type(error)(f"{error}; the model needs more memory than there is: free some{smaller}")
     helps = "; these are synthetic inputs, give real ones with --data" if data.synthetic else ""
     if data.layout.fixed is None and min(size, data.samples) > 1:
         helps += "; a model that takes one sample at a time runs with --batch 1"

@@ -100,6 +100,14 @@ def test_an_error_says_what_may_help(fixed: int | None, size: int, helps: str) -
     assert "these are synthetic inputs, give real ones with --data" in str(does_not_run(EngineError("it"), given, size))
 
 
+def test_memory_below_the_need_of_a_model_is_said() -> None:
+    from types import SimpleNamespace
+
+    given: Any = SimpleNamespace(synthetic=False, layout=SimpleNamespace(fixed=None), samples=20)
+    found = str(does_not_run(EngineError("Status Message: std::bad_alloc"), given, 8))
+    assert found.endswith("; the model needs more memory than there is: free some, or take a smaller --batch")
+
+
 def test_scored_outputs_are_those_that_the_task_reads() -> None:
     session = OrtEngine("cpu").prepare(model("y = MatMul(x, w) z = Neg(y)", "float[N,3] y, float[N,3] z"))
     from onnxfi.runtime.data.sources import open_data

@@ -62,6 +62,14 @@ _LEVELS = {
     "off": "ORT_DISABLE_ALL",
 }
 _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is given, each with its own memory
+#: What helps where the runtime refuses a model with these words.
+_REMEDIES = {
+    "not a registered function/op": "; --custom-ops names the library that has it",
+    "Could not find an implementation": (
+        "; it has no kernel here for this operator in its number format, as for most of bfloat16: --engine openvino has, "
+        "and quantize --mode bf16 stores bfloat16 that is computed as float32"
+    ),
+}
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
 
 
@@ -214,8 +222,8 @@ class OrtEngine(Engine):
                 raise _device_lost(name, error) from error
             if name != CPU and not self._works(ort, name):
                 raise ProviderError(f"provider {self.provider!r} does not load: {one_line(error)}") from error
-            own = "; --custom-ops names the library that has it" if "not a registered function/op" in str(error) else ""
-            raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}{own}") from error
+            remedy = next((text for sign, text in _REMEDIES.items() if sign in str(error)), "")
+            raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}{remedy}") from error
         used = session.get_providers()[0]
         _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:

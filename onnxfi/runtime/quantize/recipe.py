@@ -9,6 +9,11 @@ from typing import Any
 from onnxfi.errors import InputError, closest
 
 MODES = ("static", "dynamic", "weight-only", "fp16", "bf16")
+#: Names for a mode with its usual settings, as tools for transformers give them.
+SHORT: dict[str, tuple[str, dict[str, Any]]] = {
+    "int8": ("dynamic", {"weights": "int8", "per_channel": True}),
+    "int4": ("weight-only", {"weights": "int4"}),
+}
 FORMATS = ("qdq", "qoperator")
 WEIGHTS = ("int8", "uint8", "int4", "uint4")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
@@ -35,8 +40,9 @@ class Recipe:
 
     Parameters
     ----------
-    mode : {"static", "dynamic", "weight-only", "fp16", "bf16"}
-        The kind of quantisation.
+    mode : {"static", "dynamic", "weight-only", "fp16", "bf16", "int8", "int4"}
+        The kind of quantisation. "int8" is dynamic with int8 weights and a scale per channel, "int4" weight-only with
+        int4 weights.
     format : {"qdq", "qoperator"}
         Form of the quantised operators.
     weights, activations : str
@@ -78,8 +84,14 @@ class Recipe:
     opset: int | None = None
 
     def __post_init__(self) -> None:
+        if self.mode in SHORT:
+            mode, settings = SHORT[self.mode]
+            if self.weights not in ("", settings["weights"]):
+                raise InputError(f"--mode {self.mode} has {self.mode} weights, not {self.weights}; use --mode {mode}")
+            for name, value in {"mode": mode, **settings}.items():
+                object.__setattr__(self, name, value)
         if self.mode not in MODES:
-            raise InputError(f"no mode {self.mode!r}{closest(self.mode, MODES)}")
+            raise InputError(f"no mode {self.mode!r}{closest(self.mode, (*MODES, *SHORT))}")
         allowed = _ALLOWED[self.mode]
         for name in ("format", "weights", "activations", "calibration"):
             value = getattr(self, name)

@@ -221,8 +221,12 @@ def test_an_unknown_output_names_the_closest() -> None:
         (model("g (float[N] x) => (float[N] y) { y = Bar(x) }"), "Bar"),
         (model("g (float[N] x) => (float[N] y) { y = Reshape(x, x) }"), "Type 'tensor(float)' of input"),
         (RELU.replace(b"\x08\x0a", b"\x08\x63", 1), "Unsupported model IR version: 99"),
+        (
+            model("g (bfloat16[N,2] x) => (bfloat16[N,N] y) { t = Transpose(x)\n y = MatMul(x, t) }"),
+            "--engine openvino",
+        ),
     ],
-    ids=["empty", "garbage", "truncated", "unknown operator", "wrong type", "new IR"],
+    ids=["empty", "garbage", "truncated", "unknown operator", "wrong type", "new IR", "bfloat16"],
 )
 def test_a_model_that_the_runtime_refuses_is_one_short_line(bad: bytes, says: str) -> None:
     with pytest.raises(EngineError) as caught:

@@ -26,6 +26,8 @@ from onnxfi.runtime.quantize.recipe import ACTIVATIONS, CALIBRATIONS, FORMATS, M
             "--weights int8 has no QDQ form in mode weight-only",
         ),
         ({"mode": "weight-only", "format": "qdq", "weights": "uint8"}, "use --format qoperator, or --mode dynamic"),
+        ({"mode": "int8", "weights": "uint8"}, "--mode int8 has int8 weights, not uint8; use --mode dynamic"),
+        ({"mode": "int4", "per_channel": True}, "--per-channel has no effect in mode weight-only"),
         ({"mode": "static", "block": 64}, "--block has no effect in mode static"),
         ({"mode": "weight-only", "block": 33}, "--block 33 is not for MatMulNBits"),
         ({"mode": "static", "calibration_samples": 0}, "--calibration-samples 0 is out of range"),
@@ -34,6 +36,11 @@ from onnxfi.runtime.quantize.recipe import ACTIVATIONS, CALIBRATIONS, FORMATS, M
 def test_recipes_that_mean_nothing_are_refused(given: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recipe(**given)
+
+
+def test_names_of_number_formats_are_modes_with_their_settings() -> None:
+    assert Recipe("int8") == Recipe("dynamic", weights="int8", per_channel=True)
+    assert Recipe("int4", block=64) == Recipe("weight-only", weights="int4", block=64)
 
 
 @pytest.mark.parametrize("mode", MODES)
