@@ -66,8 +66,8 @@ _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is given, each with it
 _REMEDIES = {
     "not a registered function/op": "; --custom-ops names the library that has it",
     "Could not find an implementation": (
-        "; it has no kernel here for this operator in its number format, as for most of bfloat16: --engine openvino has, and "
-        "quantize --mode bf16 stores bfloat16 that is computed as float32"
+        "; it has no kernel here for this operator in its number format, as for most of bfloat16: --engine openvino "
+        "has, and quantize --mode bf16 stores bfloat16 that is computed as float32"
     ),
 }
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
