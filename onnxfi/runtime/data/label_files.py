@@ -227,7 +227,7 @@ def _coco(path: Path, samples: Samples) -> Labels:
     try:
         found = json.loads(_read(path))
         images = {int(one["id"]): str(one["file_name"]) for one in found["images"]}
-        classes = {number: k for k, number in enumerate(sorted(int(one["id"]) for one in found["categories"]))}
+        classes = {number: k for k, number in enumerate(_category_ids(found))}
         boxes: dict[int, list[list[float]]] = {number: [] for number in images}
         for one in found["annotations"]:
             boxes[int(one["image_id"])].append(_box(one, classes))
@@ -253,6 +253,22 @@ def _coco(path: Path, samples: Samples) -> Labels:
     for row, own in zip(padded, of_each, strict=True):
         row[: len(own)] = np.reshape(own, (-1, 6))
     return checked(padded, samples.count, repr(str(path)), limited=samples.limited)
+
+
+def category_ids(path: Path) -> list[int]:
+    """Return the ids of the categories of COCO JSON, in their order."""
+    try:
+        found = _category_ids(json.loads(_read(path)))
+        if not found or len(set(found)) < len(found):
+            raise ValueError("an id is given twice" if found else "no category")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise DataError(f"{str(path)!r} has no categories of COCO ({why})") from None
+    return found
+
+
+def _category_ids(found: Any) -> list[int]:
+    return sorted(int(one["id"]) for one in found["categories"])
 
 
 def _box(one: Mapping[str, Any], classes: Mapping[int, int]) -> list[float]:

@@ -30,6 +30,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxfi.errors import DataError, InputError, closest
+from onnxfi.runtime.data.label_files import category_ids
 from onnxfi.runtime.data.npz import read_npy, read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, one_line, shape_text
@@ -72,6 +73,8 @@ class BoxFormat:
         The function that turns raw scores into probabilities.
     anchors : str
         A .npy or .npz file of the anchors of SSD, [A,4]: centre and size.
+    ids : str
+        A COCO .json whose category ids are the class numbers of the outputs, where those have gaps as COCO's 1 to 90.
     """
 
     name: str = "auto"
@@ -83,6 +86,7 @@ class BoxFormat:
     classes: int | None = None
     activation: str = "none"
     anchors: str = ""
+    ids: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in (*FORMATS, "auto"):
@@ -98,6 +102,8 @@ class BoxFormat:
             raise InputError(f"classes is {self.classes}; it takes 1 or more")
         if self.anchors and self.name != "ssd":
             raise InputError(f"anchors are for format ssd, and the format is {self.name}")
+        if self.ids and self.first_class is not None:
+            raise InputError("ids= says the number of each class; leave first_class= out")
 
     def boxes(self, outputs: Outputs) -> list[Floats]:
         """Return the boxes of each sample (float64 [K,6] each); DataError where the outputs have another format."""
@@ -110,7 +116,10 @@ class BoxFormat:
             )
         first = self.first_class if self.first_class is not None else int(name in ("tensorflow", "torchvision"))
         scale = np.array([*(self.size or (1, 1)) * 2, 1, 1])
-        return [self._finished(rows, name in RAW) * scale - [0, 0, 0, 0, 0, first] for rows in found]
+        finished = [self._finished(rows, name in RAW) * scale for rows in found]
+        if (ids := self.category_ids) is not None:
+            return [np.column_stack([rows[:, :5], _ranks(rows[:, 5], ids)]) for rows in finished]
+        return [rows - [0, 0, 0, 0, 0, first] for rows in finished]
 
     def _finished(self, boxes: Floats, raw: bool) -> Floats:
         if raw:
@@ -128,16 +137,29 @@ class BoxFormat:
         """The anchors of SSD ([A,4]: centre and size); None if boxes are no offsets."""
         return _read_anchors(Path(self.anchors)) if self.anchors else None
 
+    @cached_property
+    def category_ids(self) -> Floats | None:
+        """The class numbers of the outputs in order, those of a COCO file; None where they follow one another."""
+        return np.array(category_ids(Path(self.ids)), np.float64) if self.ids else None
+
     def classes_of(self, arrays: Mapping[str, Array]) -> int | None:
         """Return the number of classes of raw heads; None if shapes do not say it."""
         arrays = _numbers(arrays)
         name = format_of(arrays) if self.name == "auto" else self.name
+        if self.category_ids is not None:
+            return len(self.category_ids)
         if name == "ssd":
             return int(arrays[roles(arrays)["scores"]].shape[2]) - 1
         if name not in RAW or self.classes is not None:
             return self.classes
         array = _only(arrays, 3)
         return int(array.shape[1] - 4 if name == "yolo" else array.shape[2] - 5)
+
+
+def _ranks(numbers: Floats, ids: Floats) -> Floats:
+    """Return the place of each class number among the ids; one that is none of them lies behind them all."""
+    ranks = np.minimum(np.searchsorted(ids, numbers), len(ids) - 1).astype(np.float64)
+    return np.where(ids[ranks.astype(int)] == numbers, ranks, np.where(numbers >= 0, len(ids) + numbers, numbers))
 
 
 def _numbers(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -154,6 +154,7 @@ def detection(
     first_class: int | None = None,
     activation: str = "none",
     anchors: str = "",
+    ids: str = "",
     decode: str = "",
 ) -> Task:
     """Return the task of a detector.
@@ -162,7 +163,7 @@ def detection(
     ----------
     format : str
         The box format of the outputs (see `box_formats`); ``auto`` where their names and shapes show it.
-    score, iou, most, classes, first_class, activation, anchors
+    score, iou, most, classes, first_class, activation, anchors, ids
         See `BoxFormat`.
     match : float
         The overlap (intersection over union) from which on two boxes of a class are the same detection.
@@ -178,9 +179,9 @@ def detection(
     """
     if not 0 < match <= 1:
         raise InputError(f"match must be above 0 and at most 1, got {match}")
-    how = BoxFormat(format, score, iou, most, _size(size), first_class, classes, activation, anchors)
-    if decode and format != "auto":
-        raise InputError(f"give format={format} or decode={decode}, not both")
+    how = BoxFormat(format, score, iou, most, _size(size), first_class, classes, activation, anchors, ids)
+    if decode and (ids or format != "auto"):
+        raise InputError(f"give {f'ids={ids}' if ids else f'format={format}'} or decode={decode}, not both")
     boxes = _Own(decode, imported(decode, "function")).boxes if decode else how.boxes
     rule = _Rule(match)
     return Task(
@@ -265,6 +266,9 @@ def _misfit(
         return f"the golden run has a box of {bad} (x1, y1, x2, y2, score, class), which is nowhere"
     if ((every[:, 5] < 0) | (every[:, 5] != np.floor(every[:, 5]))).any():
         return f"the golden run has a detection of class {every[:, 5].min():g}; classes count from 0"
+    if how is not None and (ids := how.category_ids) is not None and len(every) and every[:, 5].max() >= len(ids):
+        number = every[:, 5].max() - len(ids)
+        return f"the golden run has a detection of class {number:g}, which is no category of {how.ids!r}"
     if labels is None:
         return ""
     check_installed()

@@ -252,3 +252,18 @@ def test_any_outputs_are_read_or_refused(arrays: dict[str, Array], name: str, ac
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         BoxFormat(**options)  # type: ignore[arg-type]
+
+
+def test_class_numbers_with_gaps_are_the_ids_of_a_coco_file(tmp_path: Path) -> None:
+    file = tmp_path / "instances.json"
+    file.write_text('{"categories": [{"id": 90}, {"id": 1}, {"id": 3}]}')
+    rows = np.array(
+        [[[0, 0, 8, 8, 0.9, 3], [0, 0, 9, 9, 0.8, 1], [0, 0, 7, 7, 0.7, 90], [0, 0, 6, 6, 0.6, 2]]], np.float32
+    )
+    (found,) = BoxFormat("rows", ids=str(file)).boxes(Outputs(np.arange(1), {"boxes": rows}))
+    assert found[:, 5].tolist() == [1, 0, 2, 3 + 2], "2 is no category: it lies behind them all"
+    with pytest.raises(InputError, match="leave first_class= out"):
+        BoxFormat("rows", ids=str(file), first_class=1)
+    file.write_text('{"categories": []}')
+    with pytest.raises(DataError, match=r"has no categories of COCO \(no category\)"):
+        BoxFormat("rows", ids=str(file)).boxes(Outputs(np.arange(1), {"boxes": rows}))
