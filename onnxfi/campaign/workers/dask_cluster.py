@@ -7,7 +7,6 @@ none starts again, a campaign goes on with those that are left. The extra `distr
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib.util
 import logging
@@ -357,6 +356,8 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
 
 def _check_connection(scheduler: str) -> None:
     """Connect and hang up: a client that was made for nobody hangs, or complains, when it is collected."""
+    import asyncio  # slow to load, and most campaigns have no scheduler
+
     from distributed.comm import connect
     from distributed.security import Security
 

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,8 @@ OnProgress = Callable[[int, int], None]
 _CHUNK = 1 << 20
 #: Runs of zeros of this length are left as holes; longer than a file system's block, so that holes are few.
 _HOLE = bytes(1 << 16)
+#: Bytes after which the system is asked to write them to the disk.
+_WRITTEN_AT_ONCE = 16 << 20
 #: Chunks below this size are hashed in this thread, as handing them to others costs more.
 _SMALL = 1 << 16
 
@@ -151,22 +154,29 @@ class FaultyCopy:
 
 
 class _Hashing:
-    """Two running digests; large chunks are hashed by a thread each while the next one is read and written."""
+    """Two running digests; large chunks are hashed by a thread each while the next one is read and written.
+
+    Up to the first chunk that differs they are one.
+    """
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(2)
-        self.model, self.faulty = hashlib.sha256(), hashlib.sha256()
+        self.model = hashlib.sha256()
+        self.faulty = self.model
         self.waiting: list[Future[None]] = []
 
     def feed(self, old: Any, new: Any) -> None:
         for future in self.waiting:
             future.result()
         self.waiting = []
+        if self.faulty is self.model and new is not old and new != old:
+            self.faulty = self.model.copy()
+        each = [(self.model, old)] if self.faulty is self.model else [(self.model, old), (self.faulty, new)]
         if len(old) + len(new) < _SMALL:
-            self.model.update(old)
-            self.faulty.update(new)
-            return
-        self.waiting = [self.pool.submit(self.model.update, old), self.pool.submit(self.faulty.update, new)]
+            for digest, chunk in each:
+                digest.update(chunk)
+        else:
+            self.waiting = [self.pool.submit(digest.update, chunk) for digest, chunk in each]
 
     def digests(self) -> tuple[str, str]:
         self.feed(b"", b"")
@@ -251,10 +261,11 @@ def write_copy(
     done, total = 0, sum(source.size for source in model.sources)
     with atomic_files(files) as streams:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
-            replaced = _lengths(splices) if number == 0 else []
+            replaced, written = _lengths(splices) if number == 0 else [], 0
             for old, new in _joined(_chunks(source, change.bytes_of(number), replaced)):
                 hashing.feed(old, new)
                 write_sparse(stream, new)
+                written = _begin_writing(stream, written)
                 done += len(old)
                 if progress is not None:
                     progress(done, total)
@@ -295,6 +306,20 @@ def write_sparse(stream: IO[bytes], chunk: Any) -> None:
             stream.seek(len(_HOLE), os.SEEK_CUR)
             done = high
     stream.write(view[done:])
+
+
+def _begin_writing(stream: IO[bytes], written: int) -> int:
+    """Let the system write what a file got after its first `written` bytes to the disk, while the rest is made.
+
+    Otherwise all of it waits for the sync at the end. Returns the new number of bytes.
+    """
+    end = stream.tell()
+    if end - written < _WRITTEN_AT_ONCE or not hasattr(os, "posix_fadvise"):
+        return written
+    stream.flush()
+    with suppress(OSError):  # only advice: the data is not needed in memory any more
+        os.posix_fadvise(stream.fileno(), written, end - written, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
     remove_abandoned(place)
-    folder = place / f"{'' if parent is None else '.'}onnxfi-{secrets.token_hex(8)}"
+    folder = place / f"{'' if parent is None else '.'}onnxfi-{os.urandom(8).hex()}"
     folder.mkdir(mode=0o700)
     lock = None
     try:

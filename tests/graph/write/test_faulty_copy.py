@@ -483,6 +483,18 @@ def test_an_older_output_is_replaced_at_once(simple: Path, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "o.onnx", "o.onnx.data"]
 
 
+@pytest.mark.parametrize("sites", [["w[700000]:3"], ["w[1]:0", "w[700000]:3"]])
+def test_digests_are_those_of_the_files_wherever_the_first_difference_lies(tmp_path: Path, sites: list[str]) -> None:
+    numbers_ = np.arange(720_000, dtype=np.float32)
+    held = helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(numbers_, "w")])
+    source, out = tmp_path / "m.onnx", tmp_path / "f.onnx"
+    onnx.save(helper.make_model(held), source)
+    opened = load(source)
+    done = inject(opened, sample(opened, sites=sites), out)
+    assert done.faulty_digest == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert opened.digest == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
 def test_an_input_that_changes_meanwhile_is_noticed(simple: Path, tmp_path: Path) -> None:
     held = load(simple)
     drawn = sample(held, count=1)
