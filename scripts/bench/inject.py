@@ -166,7 +166,7 @@ def measure(folder: Path, rounds: int) -> tuple[list[tuple[str, float, float, st
     cp_s = median([r.wall_s for r in large["cp"]])
     drawn, sites = draws[0]["drawn"], draws[0]["sites"]
     rows = [
-        ("1 GB, external data: inject", 2 * cp_s + 1.5, median([r.wall_s for r in large["inject"]]), "s"),
+        ("1 GB, external data: inject", 2 * cp_s + 1.0, median([r.wall_s for r in large["inject"]]), "s"),
         ("  peak memory", 400.0, median([r.peak_bytes / 1e6 for r in large["inject"]]), "MB"),
         ("100 MB, one file: inject", 2.0, median([r.wall_s for r in single]), "s"),
         (f"{drawn:,} of {sites:.2g} bits: draw", 1.0, median([d["wall_s"] for d in draws]), "s"),
