@@ -39,6 +39,7 @@ from onnxfi.runtime.certain.golden_values import Golden, golden_activations, nee
 from onnxfi.runtime.certain.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
 from onnxfi.runtime.certain.propagation import NONFINITE, UNKNOWN
 from onnxfi.runtime.certain.weight_faults import WeightProofs, open_proofs
+from onnxfi.runtime.engine.cuda import CPU
 from onnxfi.tasks.outcomes import Judgement, judge
 
 #: Faults of a block are no more than this, where each has a number for each sample.
@@ -155,6 +156,11 @@ class ClassRun:
     def __init__(self, campaign: Campaign) -> None:
         self.executor = TrialExecutor.open(campaign)
         self.opened = self.executor.opened
+        if self.opened.campaign.engine.engine == "onnxruntime" and self.opened.provider != CPU:
+            raise SpecError(
+                f"outcomes class rests on the rounding of the CPU's kernels, and {self.opened.provider} has others; "
+                f"add provider cpu, or leave outcomes class out", "outcomes",
+            )  # fmt: skip
         self.golden, self.golden_s = self.executor.golden_runs.run()
         if self.golden.task.name != "classification":
             raise SpecError("outcomes class is for classifiers; leave it out", "outcomes")

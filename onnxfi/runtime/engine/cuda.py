@@ -27,6 +27,8 @@ ON_CUDA = (CUDA, TENSORRT)
 #: Options of the CUDA provider that fix its arithmetic. With EXHAUSTIVE, its default, builds before cuDNN's graph API
 #: measure algorithms in each session; DEFAULT takes slow fallback engines. The workspace would depend on free memory.
 _FIXED = {"cudnn_conv_algo_search": "HEURISTIC", "cudnn_conv_use_max_workspace": "0", "use_tf32": "0"}
+#: Beginnings of options that choose kernels, by measured time where the user says so.
+_CHOOSING = ("trt_", "tunable_op")
 #: Sessions come and go, so an arena that doubles would soon hold the device.
 _ARENA = {"arena_extend_strategy": "kSameAsRequested"}
 #: Options under which a session would not compute what it is given, and the reason.
@@ -85,7 +87,7 @@ def arithmetic(provider: str, options: Mapping[str, str]) -> dict[str, str]:
     """
     if provider not in ON_CUDA:
         return {}
-    given = {key: value for key, value in options.items() if key in _FIXED or key.startswith("trt_")}
+    given = {key: value for key, value in options.items() if key in _FIXED or key.startswith(_CHOOSING)}
     given = {key: value for key, value in given.items() if not is_place(key)}
     return {"use_deterministic_compute": "1"} | _FIXED | given
 
@@ -101,6 +103,7 @@ def same_bits_remedy(fixed: Mapping[str, str]) -> str:
     if not fixed:
         return "use --threads 1 or another --provider"
     given = [f"{name}={value}" for name, value in fixed.items() if name in _FIXED and value != _FIXED[name]]
+    given += [f"{name}={value}" for name, value in fixed.items() if name.startswith("tunable_op") and value == "1"]
     if given:
         return (
             f"leave --provider-option {', '.join(given)} out, which lets kernels of the device differ, or use "

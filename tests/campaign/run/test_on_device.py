@@ -12,12 +12,13 @@ import pytest
 from simulated_cuda import Simulation, environment, install
 from tiny_campaigns import mlp, samples
 
+from onnxfi.campaign.exhaustive.class_run import class_outcomes
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.scheduling import cores, default_workers
-from onnxfi.errors import CampaignError, DeviceError, RouteError, SpecError, StoreError
+from onnxfi.errors import CampaignError, DeviceError, OnnxfiError, RouteError, SpecError, StoreError
 
 Device = Callable[..., Simulation]
 
@@ -146,6 +147,30 @@ def test_golden_runs_that_differ_name_the_option(option: str, device: Device, tm
     device()
     with pytest.raises(CampaignError, match=f"leave --provider-option {option} out"):
         ran(campaign(tmp_path, provider_option=option, route="full"), tmp_path / "s.db")
+
+
+def test_a_campaign_keeps_the_provider_of_its_first_session(device: Device, tmp_path: Path) -> None:
+    device()
+    store = tmp_path / "s.db"
+    first = outcomes_of(ran(campaign(tmp_path, provider="auto", trials=4), store))
+    assert kept(store, "environment")["provider"] == "CUDAExecutionProvider"
+    device(loads=0)  # the driver is there, the provider loads no more: nothing goes on with the CPU
+    with pytest.raises(OnnxfiError):
+        ran(campaign(tmp_path, provider="auto", trials=8), store)
+    with Store.open(store) as opened:
+        assert opened.count("results") == 4
+    device()
+    again = outcomes_of(ran(campaign(tmp_path, provider="auto", trials=8), store))
+    assert len(again) == 4 and first + again == outcomes_of(ran(campaign(tmp_path, trials=8), tmp_path / "t.db"))
+
+
+def test_proofs_of_class_outcomes_are_the_cpus_alone(device: Device, tmp_path: Path) -> None:
+    device()
+    asked = campaign(tmp_path, exhaustive=True, outcomes="class", single=False, trials=None, include="b2")
+    with pytest.raises(
+        SpecError, match=r"rests on the rounding of the CPU's kernels, and CUDAExecutionProvider.*provider cpu"
+    ):
+        class_outcomes(asked, tmp_path / "table.npz")
 
 
 def test_tensorrt_runs_whole_models(device: Device, tmp_path: Path) -> None:
