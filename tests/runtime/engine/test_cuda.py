@@ -109,11 +109,10 @@ def test_tensorrt_hands_its_device_and_the_arithmetic_to_the_provider_behind_it(
 
 
 def test_kernels_that_are_chosen_by_measured_time_are_named_as_the_remedy() -> None:
-    fixed = arithmetic("CUDAExecutionProvider", {"tunable_op_enable": "1", "tunable_op_tuning_enable": "1"})
+    fixed = cuda.arithmetic("CUDAExecutionProvider", {"tunable_op_enable": "1", "tunable_op_tuning_enable": "1"})
     assert fixed["tunable_op_tuning_enable"] == "1"
-    assert same_bits_remedy(fixed).startswith(
-        "leave --provider-option tunable_op_enable=1, tunable_op_tuning_enable=1 out"
-    )
+    remedy = cuda.same_bits_remedy(fixed)
+    assert remedy.startswith("leave --provider-option tunable_op_enable=1, tunable_op_tuning_enable=1 out")
 
 
 def test_tensorrt_runs_no_segments(device: Device) -> None:
