@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxfi.errors import InputError, ModelError
-from onnxfi.graph.model.graph_index import captured_names
+from onnxfi.graph.model.graph_index import all_graphs, captured_names
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.ports import Array, one_line
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import onnx
 
 _FLOAT, _BFLOAT16 = 1, 16
+#: The opset from which all inputs of Resize but the first are optional.
+_OPTIONAL_RESIZE = 13
 #: Calibration batches: small, since ranges of every activation are kept.
 _BATCH = 32
 
@@ -169,10 +171,21 @@ def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
     """Return the model in float16, except its inputs and outputs. Weights beyond the range are held at its ends."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    _drop_empty_scales(model.graph)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    _drop_empty_scales(model.graph, optional=opset >= _OPTIONAL_RESIZE)
     made: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(exclude))
+    for graph in all_graphs(made.graph):
+        _drop_second_casts(graph)
     _sort(made.graph)
     return made
+
+
+def _drop_second_casts(graph: onnx.GraphProto) -> None:
+    """Leave out Casts that the converter wrote once for each reader of one tensor, all under one name."""
+    known: dict[str, onnx.NodeProto] = {}
+    for k, node in reversed([*enumerate(graph.node)]):
+        if node.op_type == "Cast" and known.setdefault(node.output[0], node) is not node:
+            del graph.node[k]
 
 
 def _sort(graph: onnx.GraphProto) -> None:
@@ -192,14 +205,17 @@ def _sort(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _drop_empty_scales(graph: onnx.GraphProto) -> None:
-    """Leave out the empty inputs of Resize: after the converter's Cast they no longer count as absent."""
+def _drop_empty_scales(graph: onnx.GraphProto, *, optional: bool) -> None:
+    """Leave out the empty inputs of Resize: after the converter's Cast they no longer count as absent.
+
+    Before opset 13 its region is not `optional`; it stays, and is not looked at.
+    """
     empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
     empty |= {node.output[0] for node in graph.node if any(a.HasField("t") and 0 in a.t.dims for a in node.attribute)}
     for node in graph.node:
         if node.op_type == "Resize":
             for k, name in enumerate(node.input):
-                if name in empty:
+                if name in empty and (optional or k > 1):
                     node.input[k] = ""
 
 

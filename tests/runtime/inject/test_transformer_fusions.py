@@ -225,8 +225,9 @@ def test_a_campaign_on_a_fused_model_writes_the_model_of_a_trial(fused: Path, tm
 @pytest.mark.parametrize(
     ("name", "level"),
     [
-        *(("fashion_cnn", level) for level in ("BASIC", "EXTENDED", "LAYOUT", "ALL")),
-        ("fashion_attention", "EXTENDED"), ("fashion_cnn_int8_qdq", "EXTENDED"), ("fashion_cnn_int8_qdq", "ALL"),
+        (name, level)
+        for name in ("fashion_cnn", "fashion_attention", "fashion_gru", "fashion_cnn_fp16", "fashion_cnn_int8_qdq")
+        for level in ("BASIC", "EXTENDED", "LAYOUT", "ALL")
     ],
 )  # fmt: skip
 def test_models_that_the_runtime_saves_optimised(tmp_path: Path, name: str, level: str) -> None:

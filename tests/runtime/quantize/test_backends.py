@@ -78,7 +78,21 @@ RESIZED = """<ir_version: 8, opset_import: ["": 18]> g (float[N,1,2,2] x) => (fl
 }"""
 
 
-@pytest.mark.parametrize(("graph", "shape"), [(BRANCHES, (4, 4)), (RESIZED, (1, 1, 1, 1))])
+#: The same before opset 13, where the region must be there, and two outputs that the converter casts under one name.
+RESIZED_11 = """<ir_version: 8, opset_import: ["": 11]> g (float[N,1,2,2] x) => (float[N,1,4,4] y, float[N,1,2,2] m)
+    <float[1,1,1,1] w, float[0] none = {}, float[4] by = {1, 1, 2, 2}> {
+    m = Conv(x, w) y = Resize <mode = "nearest"> (m, none, by)
+}"""
+#: Two readers of one tensor that take no float16, so that the converter casts it twice.
+TWICE = """<ir_version: 8, opset_import: ["": 18]> g (float[N,1,2,2] x) => (float[N,1,4,4] y)
+    <float[1,1,1,1] w, float[4] by = {1, 1, 2, 2}> {
+    m = Conv(x, w) a = Resize <mode = "nearest"> (m, , by) b = Resize <mode = "linear"> (m, , by) c = Mul(a, by) y = Add(c, b)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("graph", "shape"), [(BRANCHES, (4, 4)), *((text, (1, 1, 1, 1)) for text in (RESIZED, RESIZED_11, TWICE))]
+)
 def test_float16_reaches_into_branches_and_leaves_absent_inputs_absent(
     tmp_path: Path, graph: str, shape: tuple[int, ...]
 ) -> None:
