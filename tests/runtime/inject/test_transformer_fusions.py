@@ -247,8 +247,11 @@ def test_models_that_the_runtime_saves_optimised(tmp_path: Path, name: str, leve
     ]
     assert differ == [done.sample.faults[0].target]
     last = inspect_activations(model)["activations"][-1]
-    inject_activations(model, tmp_path / "active.onnx", sites=[f"{last['target']}[0]@sample=1:7"])
+    bit = {"float16": 14, "float32": 30}.get(last["dtype"], 7)
+    inject_activations(model, tmp_path / "active.onnx", sites=[f"{last['target']}[0]@sample=1:{bit}"])
     found = onnxruntime.InferenceSession(tmp_path / "active.onnx", options, providers=["CPUExecutionProvider"])
     faulty = found.run(None, feeds)[0]
-    np.testing.assert_array_equal(np.delete(faulty, 1, 0), np.delete(golden, 1, 0))
-    assert not np.array_equal(faulty[1], golden[1])
+    # Float16 that the runtime computes in float32 is rounded at the faulty tensor, as by any reader of it.
+    atol = 1e-4 if name.endswith("fp16") else 0
+    np.testing.assert_allclose(np.delete(faulty, 1, 0), np.delete(golden, 1, 0), rtol=0, atol=atol)
+    assert np.abs(faulty[1] - golden[1]).max() > atol
