@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,13 @@ def print_paired(found: PairedComparison, *, as_json: bool, kept: bool) -> None:
 
 def _row(row: PairedRow) -> tuple[str, ...]:
     metric, f = row.metric, row.found
-    ratio = "" if row.ratio is None else f"{row.ratio.estimate:.3g} [{row.ratio.low:.3g}, {row.ratio.high:.3g}]"
+    ratio = (
+        ""
+        if row.ratio is None
+        else "not known"
+        if isnan(row.ratio.estimate)
+        else f"{row.ratio.estimate:.3g} [{row.ratio.low:.3g}, {row.ratio.high:.3g}]"
+    )
     rate = "" if row.ber is None else f"{row.ber:g}"
     numbers = (metric.text(f.first), metric.text(f.second), metric.interval(f.difference))
     return (metric.label, rate, f"{f.n:,}", *numbers, f"{f.only_first:,}", f"{f.only_second:,}", f"{f.p_value:.2g}", ratio)  # fmt: skip
@@ -69,6 +76,11 @@ def _own(found: PairedComparison) -> str:
     if not own.sites:
         return "the second model has no sites of its own under this selection"
     share = f"{own.sites:,} of {own.population:,} sites ({own.sites / own.population:.2%}) in {count(own.targets, 'tensor')}"
+    if own.without_effect:
+        return (
+            f"of its own the second model has {share}: all exponent bits of each of them, set together, changed no answer, "
+            f"so no single faults were drawn there"
+        )
     if own.rate is None or own.together is None:
         return f"of its own the second model has {share}; they had faults at the same rate"
     headline = found.task.metric(found.task.headline)

@@ -64,8 +64,8 @@ def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> No
         if "sampler" in row and row["n"]:
             table("Recipe", ("Key", "Value"), [(key, value) for key, value in row.items() if key != "before"])
     if result and result["words"]:
-        cells = [(_site(r), value_change(r), f"{r['before']} → {r['after']}") for r in result["words"]]
-        table("Words as they were injected", ("Site", "Value", "Word"), cells)
+        words = [(_site(r), value_change(r), f"{r['before']} → {r['after']}") for r in result["words"]]
+        table("Words as they were injected", ("Site", "Value", "Word"), words)
     if result:
         values = [(k, v if isinstance(v, str) else number(v)) for k, v in result["metrics"].items()]
         table("Metrics", ("Metric", ">Value"), values)

@@ -103,6 +103,25 @@ def test_a_stage_of_a_pipeline_is_protected_and_its_alarms_count(run: Run, here:
     assert (rows["due"]["first"], rows["sdc"]["first"], rows["due"]["second"]) == (0, 1, 1), "each changes its answer"
 
 
+@pytest.mark.slow
+def test_pipelines_are_protected_compared_and_checked(run: Run, here: Path) -> None:
+    file = cascade(here)
+    on = ("--data", "d.npz", "--provider", "cpu", "--allow-code", "--stage", "finder")
+    run("protect", file, *on, "--with", "clip-weights", "-o", "clipped.onnx")
+    other = here / "other.yaml"
+    other.write_text(file.read_text().replace("finder.onnx", "clipped.onnx"))
+    swept = run("compare", file, other, *on, "--ber", "1e-2", "--repeat", "4", "--workers", "0", "--json")
+    assert [len(row["by_rate"]) for row in swept.json["models"]] == [1, 1]
+    paired = run(
+        "compare", file, other, *on, "--paired", "--trials", "40", "--allow-calibration-data", "--workers", "0"
+    )
+    assert paired.code == 0, paired.err
+    assert "set together, changed no answer, so no single faults were drawn there" in paired.out
+    assert "nan" not in paired.out
+    words = ("check", file, "--budget", "b.yaml", *on)
+    assert (run(*words, "--write-budget").code, run(*words).code) == (0, 0)
+
+
 def test_a_stage_that_runs_in_a_loop_is_refused(run: Run, here: Path) -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x, float[N,3] h) => (float[N,3] y, float[N,3] n) '

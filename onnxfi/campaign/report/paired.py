@@ -20,7 +20,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import Running, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay, SingleFaults
-from onnxfi.errors import DataError
+from onnxfi.errors import DataError, NoCanaryError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.protection.calibration import sample_marks
@@ -64,6 +64,8 @@ class OwnSites:
     """Sites that the second version alone has, and what faults there do.
 
     `rate` is the headline rate of faults there (None: not drawn apart), `together` that of one fault anywhere in it.
+    `without_effect` says that no rate is given since not even all exponent bits of each of its words, set together,
+    change an answer: whether faults there reach what is computed cannot be shown.
     """
 
     targets: int
@@ -72,6 +74,7 @@ class OwnSites:
     trials: int = 0
     rate: Interval | None = None
     together: Interval | None = None
+    without_effect: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class PairedComparison:
             "rows": [_document(row) for row in self.rows],
             "own": {
                 "targets": self.own.targets, "sites": self.own.sites, "population": self.own.population,
-                "trials": self.own.trials, "rate": _ends(self.own.rate), "together": _ends(self.own.together),
+                "trials": self.own.trials, "without_effect": self.own.without_effect,
+                "rate": _ends(self.own.rate), "together": _ends(self.own.together),
             },
             "detection": None if self.detection is None else {
                 f.name: _ends(getattr(self.detection, f.name)) for f in fields(self.detection)
@@ -311,7 +315,10 @@ def _own_sites(
     names = tuple(f"={t.id}" for t in mapped.own)
     draw = replace(design.draw, selector=replace(design.draw.selector, include=names, op=(), role=()))
     apart = replace(campaign, design=SingleFaults(trials=trials, draw=draw, seed=design.seed))
-    found = _ran(apart, folder / "own.onnxfi.db", workers, tell)
+    try:
+        found = _ran(apart, folder / "own.onnxfi.db", workers, tell)
+    except NoCanaryError:
+        return replace(plain, without_effect=True)
     headline = found.task.headline
     strata = []
     for store, sites in ((second.store, mapped.sites), (found.store, mapped.own_sites)):

@@ -273,7 +273,12 @@ def _files(opened: OpenCampaign) -> dict[str, Path]:
     folder = file.parent
     # A model whose neurons are exposed is in memory; workers make it of the file that it comes from.
     paths = [source.path for source in opened.model.sources if source.path is not None] or [file]
-    found = {f"model/{os.path.relpath(path, folder)}": Path(path) for path in paths}
+    if opened.front is not None and file.is_file():
+        paths = [file, *opened.front.opened.files]
+    found = {}
+    for path in paths:
+        place = os.path.relpath(path, folder)  # code of the current folder is looked for beside the pipeline, too
+        found[f"model/{Path(path).name if place.startswith('..') else place}"] = Path(path)
     for name, given in _given(opened.campaign):
         if name != "model" and given and Path(given).is_file():
             found[f"{name}/{Path(given).name}"] = Path(given)

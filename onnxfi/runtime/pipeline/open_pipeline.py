@@ -90,6 +90,19 @@ class OpenPipeline:
         return {name: one.model for name, one in self.stages.items() if isinstance(one, ModelStage)}
 
     @property
+    def files(self) -> list[Path]:
+        """The files of the models, and of the functions whose module lies in the pipeline's or the current folder."""
+        folder, found = Path(self.pipeline.folder), list[Path]()
+        for stage in self.pipeline.stages:
+            if stage.model is not None:
+                sources = [source.path for source in self.models[stage.name].sources if source.path is not None]
+                found += sources or [folder / stage.model]  # a loop around a model is in memory
+            elif isinstance(stage.function, str):
+                module = f"{stage.function.partition(':')[0]}.py"
+                found += [path for path in (folder / module, Path(module)) if path.is_file()][:1]
+        return list(dict.fromkeys(found))
+
+    @property
     def provider(self) -> str:
         """The execution providers of the models."""
         return ", ".join(dict.fromkeys(s.session.provider for s in self.stages.values() if isinstance(s, ModelStage)))

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import pytest
 from deadly_clusters import DEADLY
+from small_pipelines import cascade
 from tiny_campaigns import mlp, ran, tables
 
 from onnxfi.campaign.results.merge import merge
@@ -73,6 +74,16 @@ def test_the_rows_are_those_of_one_process_and_files_travel_by_content(
     assert workers.files_digest != before, "other content has another digest"
     ran(campaign(trials=30), here / "whole2.db")
     assert tables(here / "other.db") == tables(here / "whole2.db")
+
+
+@pytest.mark.slow
+def test_a_pipeline_travels_with_its_models_and_functions(here: Path, workers: Cluster) -> None:
+    cascade(here)
+    wanted = campaign(model="pipeline.yaml", stage="finder", trials=12, bits="22-31", allow_code=True)
+    ran(wanted, here / "alone.db")
+    results = ran(wanted, here / "apart.db", executor=workers)
+    assert workers.files_digest is not None and len(results) == 12
+    assert tables(here / "apart.db") == tables(here / "alone.db")
 
 
 @pytest.mark.slow
