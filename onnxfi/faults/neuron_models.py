@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.models import Set
+from onnxfi.faults.models import RandomScale, Set
 from onnxfi.faults.words import Mask, Word
 
 
@@ -156,4 +156,30 @@ class TimeConstant(FaultModel):
         return np.asarray(np.where(decay, np.where(decay, numbers, 1.0) ** (1 / self.factor), numbers))
 
 
-NEURON_MODELS: tuple[type[FaultModel], ...] = (Dead, Saturated, FlipQuantised, TimeConstant)
+@dataclass(frozen=True)
+class RandomTimeConstant(FaultModel):
+    """Time constant of a decay multiplied by a factor drawn for each word, uniformly between `low` and `high`.
+
+    Stands for process variation of analogue membranes, synapses and refractory circuits. A drawn factor is written as
+    `time-constant`.
+    """
+
+    low: float = 0.5
+    high: float = 1.5
+    name = "random-time-constant"
+    is_random = True
+    examples = ("random-time-constant:low=0.9,high=1.1", "random-time-constant")
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.low <= self.high < np.inf:
+            raise FaultError(
+                f"fault {self.name!r}: low={self.low},high={self.high} is out of range; give numbers above 0, low first"
+            )
+
+    def draw_parameters(self, raw: int, word: Word) -> TimeConstant:
+        """Return the time constant with one factor of the range."""
+        return TimeConstant(RandomScale(self.low, self.high).draw_parameters(raw, word).factor)
+
+
+NEURON_MODELS: tuple[type[FaultModel], ...] = (Dead, Saturated, FlipQuantised, TimeConstant, RandomTimeConstant)

@@ -84,3 +84,16 @@ def test_what_is_no_decay_stays_as_it_is() -> None:
     for text in ("time-constant:factor=0", "time-constant:factor=-1", "time-constant:factor=inf"):
         with pytest.raises(FaultError, match="give a number above 0"):
             parse_fault(text)
+
+
+def test_time_constants_drift_by_factors_of_their_own() -> None:
+    model = parse_fault("random-time-constant:low=0.5,high=2")
+    word = WORDS["float32"]
+    drawn = [model.draw_parameters(raw, word) for raw in (0, 1 << 62, (1 << 64) - 1)]
+    factors = [one.factor for one in drawn]
+    assert 0.5 <= factors[0] < 0.51 < factors[1] < 1.99 < factors[2] <= 2 and drawn[0].name == "time-constant"
+    decays = np.array([0.9, 1.0, 0.0, -0.5], np.float32)
+    np.testing.assert_allclose(drawn[1].rule(decays), [0.9 ** (1 / factors[1]), 1, 0, -0.5], rtol=1e-6)
+    for text in ("low=0", "low=2", "high=inf"):
+        with pytest.raises(FaultError, match="give numbers above 0, low first"):
+            parse_fault(f"random-time-constant:{text}")
