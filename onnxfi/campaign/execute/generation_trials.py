@@ -36,7 +36,7 @@ from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.generation.generation_engine import GenerationSession, laid_out
 from onnxfi.runtime.generation.greedy_loop import Generated, Progress
 from onnxfi.runtime.inject.activations import activation_faults
-from onnxfi.runtime.partial.activation_words import inject_words
+from onnxfi.runtime.partial.activation_words import InjectedWords, inject_words
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 if TYPE_CHECKING:
@@ -122,9 +122,14 @@ class GenerationTrials:
             self._plain.append(GoldenTexts(session, self.limit_bytes))
         return self._plain[0]
 
-    def judged(self, golden: GoldenRun, faults: Faults, sample: int | None) -> Judgement:
-        """Run a trial with faults in the cache or in activations, and compare it with the golden run."""
-        own, faulty = self._runs(golden.run, self._texts(faults), faults)
+    def judged(
+        self, golden: GoldenRun, faults: Faults, sample: int | None, words: InjectedWords | None = None
+    ) -> Judgement:
+        """Run a trial with faults in the cache or in activations, and compare it with the golden run.
+
+        `words` keeps the words of the cache that are changed.
+        """
+        own, faulty = self._runs(golden.run, self._texts(faults), faults, words)
         return judge_by_own(golden, own, faulty, sample)
 
     def outputs(self, faults: Faults, batches: int | None) -> tuple[Run, Run]:
@@ -178,7 +183,9 @@ class GenerationTrials:
 
     # One run
 
-    def _runs(self, golden: Run, texts: GoldenTexts, faults: Faults) -> tuple[Run, Run]:
+    def _runs(
+        self, golden: Run, texts: GoldenTexts, faults: Faults, words: InjectedWords | None = None
+    ) -> tuple[Run, Run]:
         """Return golden and faulty outputs of a session; those of the golden run where nothing is faulty."""
         of_sample = faults.sites.times_or_all()[:, 0]
         mine, theirs = list[Outputs](), list[Outputs]()
@@ -191,15 +198,17 @@ class GenerationTrials:
                     continue
                 if texts is not self.plain and not weights:
                     own = _replaced(own, row, texts.of(sample, self.prompts[sample]).last, texts)
-                faulty = _replaced(faulty, row, self._text(texts, sample, faults.pick(here), weights), texts)
+                faulty = _replaced(faulty, row, self._text(texts, sample, faults.pick(here), weights, words), texts)
             mine.append(own)
             theirs.append(faulty)
         return tuple(mine), tuple(theirs)
 
-    def _text(self, texts: GoldenTexts, sample: int, faults: Faults, weights: bool) -> Progress:
+    def _text(
+        self, texts: GoldenTexts, sample: int, faults: Faults, weights: bool, words: InjectedWords | None
+    ) -> Progress:
         """Return the state behind a faulty text, run from the first step that has a fault."""
         prompt, loop = self.prompts[sample], texts.session.loop
-        trial = _TextFaults.of(faults, self.opened.fault_targets.activations, texts)
+        trial = _TextFaults.of(faults, self.opened.fault_targets.activations, texts, sample, words)
         begin = texts.session.shared(prompt)
         if not weights and trial.first > 0:
             known = texts.of(sample, prompt)
@@ -234,12 +243,17 @@ class _TextFaults:
     computed: Faults
     rows: Mapping[str, Activation]
     texts: GoldenTexts
+    sample: int
+    words: InjectedWords | None
 
     @classmethod
-    def of(cls, faults: Faults, rows: Mapping[str, Activation], texts: GoldenTexts) -> _TextFaults:
+    def of(
+        cls, faults: Faults, rows: Mapping[str, Activation], texts: GoldenTexts, sample: int,
+        words: InjectedWords | None,
+    ) -> _TextFaults:  # fmt: skip
         kinds = np.array([t.kind == KV_CACHE for t in faults.targets], np.bool_)[faults.sites.target]
         stored = np.array([not t.is_activation for t in faults.targets], np.bool_)[faults.sites.target]
-        return cls(by_id(faults.pick(kinds)), faults.pick(~kinds & ~stored), rows, texts)
+        return cls(by_id(faults.pick(kinds)), faults.pick(~kinds & ~stored), rows, texts, sample, words)
 
     @property
     def first(self) -> int:
@@ -255,10 +269,39 @@ class _TextFaults:
         changed = dict[str, Array]()
         for name, faults in self.cache.items():
             if name in cache:
-                array = _edited(cache[name], self.rows[name].target, faults, step)
+                array = self._edited(cache[name], self.rows[name].target, faults, step)
                 if array is not cache[name]:
                     changed[name] = array
         return {**cache, **changed} if changed else cache
+
+    def _edited(self, array: Array, target: Target, faults: Faults, step: int) -> Array:
+        """Return a tensor of the cache ([1, heads, positions, numbers]) with the faults that come with a step.
+
+        A fault that names its sample comes in front of its step. One in every sample comes with its position: in front
+        of the first step that reads it.
+        """
+        heads, held, size = array.shape[1:]
+        before = held - target.positions.growth if target.positions is not None else held
+        times = faults.sites.times_or_all()
+        place = np.array(np.unravel_index(faults.sites.index, target.shape))
+        fresh = (place[1] >= before) if step > 1 else np.ones(len(faults), np.bool_)
+        if step == 1 and target.positions is not None and any(target.positions.first):
+            fresh = place[1] >= target.positions.first[0]
+        here = np.where(times[:, 0] < 0, fresh, times[:, 1] == step) & (place[1] < held)
+        if not here.any():
+            return array
+        index = np.ravel_multi_index(tuple(place[:, here]), (heads, held, size))
+        some = faults.pick(here)
+        sites = replace(some.sites, index=index, times=None, target=np.zeros(len(index), np.int64))
+        shaped = replace(target, shape=(heads, held, size))
+        made = inject_words(
+            array, shaped, SampleAxis(0), replace(some, targets=(shaped,), sites=sites), start=0, size=1
+        )
+        if self.words is not None and (self.sample == 0 or (times[here, 0] >= 0).all()):
+            before, after = (target.word.words(one.reshape(-1)[index]).tolist() for one in (array, made))
+            places = [(self.sample, int(element)) for element in some.sites.index]
+            self.words.add(target, dict(zip(places, zip(before, after, strict=True), strict=True)), step)
+        return made
 
     def fed(self, step: int, count: int) -> dict[str, Array]:
         """Return the inputs of the fault operators in a step that runs `count` tokens."""
@@ -301,29 +344,6 @@ def _elements(
         place[held.axis] = np.int64(position)
         found.append((shape, int(np.ravel_multi_index([int(k) for k in place], shape))))
     return found
-
-
-def _edited(array: Array, target: Target, faults: Faults, step: int) -> Array:
-    """Return a tensor of the cache ([1, heads, positions, numbers]) with the faults that come with a step.
-
-    A fault that names its sample comes in front of its step. One in every sample comes with its position: in front of
-    the first step that reads it.
-    """
-    heads, held, size = array.shape[1:]
-    before = held - target.positions.growth if target.positions is not None else held
-    times = faults.sites.times_or_all()
-    place = np.array(np.unravel_index(faults.sites.index, target.shape))
-    fresh = (place[1] >= before) if step > 1 else np.ones(len(faults), np.bool_)
-    if step == 1 and target.positions is not None and any(target.positions.first):
-        fresh = place[1] >= target.positions.first[0]
-    here = np.where(times[:, 0] < 0, fresh, times[:, 1] == step) & (place[1] < held)
-    if not here.any():
-        return array
-    index = np.ravel_multi_index(tuple(place[:, here]), (heads, held, size))
-    some = faults.pick(here)
-    sites = replace(some.sites, index=index, times=None, target=np.zeros(len(index), np.int64))
-    shaped = replace(target, shape=(heads, held, size))
-    return inject_words(array, shaped, SampleAxis(0), replace(some, targets=(shaped,), sites=sites), start=0, size=1)
 
 
 def generates(opened: OpenCampaign) -> bool:

@@ -395,7 +395,7 @@ def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: Go
 
 def _run_steps(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     try:
-        found = executor.loops.judged(golden, trial.faults, trial.sample)
+        found = executor.loops.judged(golden, trial.faults, trial.sample, trial.words)
     except (EngineError, MemoryError) as error:
         found = failed(golden_of_trial(golden, trial.sample), cause_of(error))
     return replace(found, route=Route.STEPS, metrics=by_phase(found.metrics, trial.faults))

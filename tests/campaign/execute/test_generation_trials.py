@@ -80,6 +80,11 @@ def test_a_fault_in_the_cache_is_an_edit_between_two_runs(tmp_path: Path, number
         assert found.metrics["changed"] == float(text != known)
         assert found.metrics["divergence"] == np.mean([a != b for a, b in zip(text, known, strict=True)])
         assert found.route is Route.STEPS and "prefill_changed" not in found.metrics
+        flipped = {(row["index"], row["sample"], row["from"]): 0 for row in rows}
+        for row in rows:
+            flipped[row["index"], row["sample"], row["from"]] ^= 1 << row["bits"][0]
+        kept = {(w["index"], w["sample"], w["step"]): int(w["before"], 16) ^ int(w["after"], 16) for w in found.words}
+        assert kept == flipped
         changed += text != known
     assert changed > 3
 

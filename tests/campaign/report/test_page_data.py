@@ -37,6 +37,15 @@ def test_trials_have_their_faults_and_the_samples_that_changed(here: Path) -> No
     assert harm == sorted(harm, reverse=True)
 
 
+def test_a_fault_in_an_activation_has_the_words_that_its_trial_found(here: Path) -> None:
+    columns = campaign_data(singles(here, target=("activations",), trials=4, margin=None), "s")["trials"]["columns"]
+    with Store.open(here / "s.db") as opened:
+        for trial, [word] in zip(columns["trial"], columns["words"], strict=True):
+            [kept] = opened.words(trial)
+            assert word[5:7] == [kept["before"], kept["after"]] and word[7] is not None
+            assert json.loads(opened.lines(trial))["before"] is None
+
+
 def test_cells_are_means_of_their_trials(here: Path) -> None:
     data, rows = campaign_data(singles(here), "s"), rows_of(here / "s.db")
     assert sum(cell[2] for cell in data["cells"]) == len(rows)
