@@ -14,9 +14,9 @@ from onnxfi.errors import InputError
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
 from onnxfi.graph.protection.detection import COMPUTING, Layer, RepeatLayers, find_layers
-from onnxfi.graph.protection.main_graph import check_names, left_outside
 from onnxfi.graph.protection.placement import find_places
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
+from onnxfi.graph.protection.reach import check_names, left_outside
 from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights, left_unclipped
 from onnxfi.protection.calibration import calibrate, with_followers
 from onnxfi.protection.parameters import parse
@@ -189,10 +189,10 @@ class Checksum(Protection):
         model, selector = setting.model, setting.selector
         layers = _layers(setting)
         if not (selector.include or selector.op):
-            able = {layer.name for layer in checkable(model)}
-            layers = tuple(layer for layer in layers if layer.name in able)
+            able = {layer.id for layer in checkable(model)}
+            layers = tuple(layer for layer in layers if layer.id in able)
             if not layers:
-                raise InputError("checksum finds no Conv, MatMul or Gemm with stored weights in the main graph")
+                raise InputError("checksum finds no Conv, MatMul or Gemm with stored weights")
             setting.notes.extend(f"without a checksum: {one}" for one in unchecked(model, layers))
         return CheckLayers(layers, None if model.path is None else model.path.parent)
 

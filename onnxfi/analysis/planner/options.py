@@ -147,7 +147,7 @@ def _covered(kind: str, targets: Sequence[Target], model: Model, rows: dict[str,
             able = checkable(model) if kind == "checksum" else find_layers(model)
         except InputError:
             return ()
-        return tuple(one.name for one in able if {rows[one.name].target.layer, one.name} & layers)
+        return tuple(one.name for one in able if not one.path and {rows[one.name].target.layer, one.name} & layers)
     places = [a for a in find_places(model, Selector(), extend=False).measured if not a.path]
     own = tuple(a.name for a in places if {a.target.layer, a.name} & layers)
     return own or _next_place(model, layers, rows, {a.name for a in places})

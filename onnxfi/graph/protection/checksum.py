@@ -26,10 +26,21 @@ from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
-from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.detection import LEAST_OPSET, Layer, add_alarm, by_sample, check_layers, in_main_graph
-from onnxfi.graph.protection.main_graph import stored_tensors
+from onnxfi.graph.protection.bodies import graphs_by_path
+from onnxfi.graph.protection.detection import (
+    LEAST_OPSET,
+    Flag,
+    Layer,
+    add_alarm,
+    by_sample,
+    check_layers,
+    edits_of,
+    made_by,
+)
+from onnxfi.graph.protection.range_restriction import restrictable
+from onnxfi.graph.protection.reach import stored_in_reach
 
 if TYPE_CHECKING:
     import onnx
@@ -52,27 +63,25 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
     def requires(self, proto: onnx.ModelProto) -> None:
         """Refuse layers that do not exist, or that have no checksum."""
         check_layers(proto, self.layers, "checksum")
-        made = {name: node for node in proto.graph.node for name in node.output if name}
-        stored = stored_tensors(proto.graph)
+        made, graphs = made_by(proto), graphs_by_path(proto)
         for layer in self.layers:
-            if why := unchecked_reason(stored, made[layer.name]):
-                raise ModelError(f"{layer.name!r} has no checksum: {why}; leave it out with --exclude")
+            if why := unchecked_reason(stored_in_reach(graphs, layer.path), made[layer.id]):
+                raise ModelError(f"{layer.id!r} has no checksum: {why}; leave it out with --exclude")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Add the second sums, and what compares them."""
-        names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
-        stored = stored_tensors(proto.graph)
-        for layer in self.layers:
-            at = edit.maker[layer.name]
-            node = proto.graph.node[at]
+        names, flags, graphs = FreeNames(proto), list[Flag](), graphs_by_path(proto)
+        reach = {path: stored_in_reach(graphs, path) for path in {layer.path for layer in self.layers}}
+        for edit, layer in edits_of(proto, self.layers):
+            at, stored = edit.maker[layer.name], reach[layer.path]
+            node = edit.graph.node[at]
             arrays = [_array(stored[name], self.folder) for name in node.input[1:3] if name]
             g = NodeBuilder(opset_of(proto), names.new(f"{layer.name}.checksum") + ".")
-            flags.append((_unlike(g, node, layer, arrays), layer.samples))
+            flags.append(Flag(_unlike(g, node, layer, arrays), layer.samples, layer.path))
             g.nodes[-1].name = names.new(f"onnxfi/checksum/{layer.name}")
             edit.put_behind(at, g.nodes)
-        edit.write()
-        add_alarm(proto, names, flags)
-        return tuple(layer.name for layer in self.layers)
+        add_alarm(proto, flags)
+        return tuple(layer.id for layer in self.layers)
 
     @classmethod
     def neutral(cls, model: Model) -> CheckLayers | None:
@@ -82,7 +91,7 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
 
 
 def checkable(model: Model) -> tuple[Layer, ...]:
-    """Return the layers of the main graph that have a checksum.
+    """Return the layers that have a checksum.
 
     Examples
     --------
@@ -90,10 +99,10 @@ def checkable(model: Model) -> tuple[Layer, ...]:
     >>> [layer.name for layer in checkable(load("models/fashion_cnn.onnx"))]
     ['conv2d', 'conv2d_1', 'linear', 'logits']
     """
-    made = {name: node for node in model.proto.graph.node for name in node.output if name}
-    stored = stored_tensors(model.proto.graph)
-    rows = [a for a in activations(model) if in_main_graph(a) and not a.quantized]
-    return tuple(Layer.of(a) for a in rows if not unchecked_reason(stored, made[a.name]))
+    made, graphs = made_by(model.proto), graphs_by_path(model.proto)
+    reach = {path: stored_in_reach(graphs, path) for path in graphs}
+    rows = [Layer.of(a) for a in activations(model) if restrictable(a) and not a.quantized]
+    return tuple(one for one in rows if not unchecked_reason(reach[one.path], made[one.id]))
 
 
 def unchecked_reason(stored: Mapping[str, onnx.TensorProto], node: onnx.NodeProto) -> str:
@@ -173,9 +182,11 @@ def _checks(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias:
 
 
 def unchecked(model: Model, layers: tuple[Layer, ...]) -> Iterator[str]:
-    """Yield the computing layers of the main graph that are not among these, with the reason."""
-    made = {name: node for node in model.proto.graph.node for name in node.output if name}
-    there, stored = {layer.name for layer in layers}, stored_tensors(model.proto.graph)
-    for name, node in made.items():
-        if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and name not in there:
-            yield f"{name!r} ({unchecked_reason(stored, node) or 'not selected'})"
+    """Yield the computing layers that are not among these, with the reason."""
+    graphs, there = graphs_by_path(model.proto), {layer.id for layer in layers}
+    for path, inside in graphs.items():
+        stored = stored_in_reach(graphs, path)
+        for node in inside.graph.node:
+            for name in node.output:
+                if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and path + name not in there:
+                    yield f"{path + name!r} ({unchecked_reason(stored, node) or 'not selected'})"

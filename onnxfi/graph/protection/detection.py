@@ -7,7 +7,7 @@ through a Max or Min of one operand, which keeps every bit and hinders the runti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,9 @@ from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.main_graph import check_names, left_outside, stored_tensors
+from onnxfi.graph.protection.bodies import carry_out, graphs_by_path, name_nodes_with_bodies
 from onnxfi.graph.protection.range_restriction import FORMATS, marked, restrictable
+from onnxfi.graph.protection.reach import check_names, left_outside, stored_in_reach
 
 if TYPE_CHECKING:
     import onnx
@@ -42,16 +43,26 @@ _FLOAT = 1
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's result in the main graph: its name, format, and whether its first axis counts samples."""
+    """A layer's result: its name, format, whether its first axis counts samples, and the path of its graph.
+
+    In a body no axis counts: an alarm there is one of all samples.
+    """
 
     name: str
     dtype: str
     samples: bool
+    path: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name behind the path."""
+        return self.path + self.name
 
     @classmethod
     def of(cls, a: Activation) -> Layer:
         """Return the layer of an activation."""
-        return cls(a.name, a.target.dtype, a.axis == 0 and a.place is not None and a.place.rows == 1)
+        samples = not a.path and a.axis == 0 and a.place is not None and a.place.rows == 1
+        return cls(a.name, a.target.dtype, samples, a.path)
 
 
 @dataclass(frozen=True)
@@ -70,29 +81,27 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
         """Refuse layers that do not exist or cannot be copied."""
         kind = _KINDS[self.copies]
         check_layers(proto, self.layers, kind)
-        made = {name: node for node in proto.graph.node for name in node.output if name}
-        guards = _guarded_inputs(proto)
+        made, guards = made_by(proto), _guarded_inputs(proto)
         for layer in self.layers:
-            node = made[layer.name]
+            node = made[layer.id]
             why = ""
             if node.op_type in RANDOM_OPERATORS:
                 why = "draws random numbers"
             elif any(a.HasField("g") or a.graphs for a in node.attribute):
                 why = "holds a graph"
-            elif guards(node) is None:
+            elif guards(layer.path, node) is None:
                 why = f"reads no computed numbers of {', '.join(_GUARDED)}"
             if why:
                 raise ModelError(
-                    f"{layer.name!r} cannot be computed again: {node.op_type} {why}; leave it out with --exclude"
+                    f"{layer.id!r} cannot be computed again: {node.op_type} {why}; leave it out with --exclude"
                 )
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Add the copies, and what compares them."""
         import onnx
 
-        names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
-        guards = _guarded_inputs(proto)
-        for layer in self.layers:
+        names, flags, guards = FreeNames(proto), list[Flag](), _guarded_inputs(proto)
+        for edit, layer in edits_of(proto, self.layers):
             at = edit.maker[layer.name]
             value, result = layer.name, layer.name
             if self.copies == 3:
@@ -101,13 +110,13 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
             copies = []
             for guard in ("Max", "Min")[: self.copies - 1]:
                 copy = onnx.NodeProto()
-                copy.CopyFrom(proto.graph.node[at])
+                copy.CopyFrom(edit.graph.node[at])
                 copy.name = names.new(f"onnxfi/{_KINDS[self.copies]}/{layer.name}")
-                place = guards(copy)
+                place = guards(layer.path, copy)
                 assert place is not None  # `requires` has seen to it
                 copy.input[place] = g.add(guard, copy.input[place])
                 outputs = [names.new(f"{name}.copy") if name else "" for name in copy.output]
-                copies.append(outputs[list(proto.graph.node[at].output).index(value)])
+                copies.append(outputs[list(edit.graph.node[at].output).index(value)])
                 del copy.output[:]
                 copy.output.extend(outputs)
                 g.nodes.append(copy)
@@ -115,12 +124,11 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
                 agree = g.add("Equal", *copies)
                 g.add("Where", agree, copies[0], value, name=result)
             else:
-                flags.append((_unequal(g, value, copies[0], layer), layer.samples))
+                flags.append(Flag(_unequal(g, value, copies[0], layer), layer.samples, layer.path))
             edit.put_behind(at, g.nodes)
-        edit.write()
         if flags:
-            add_alarm(proto, names, flags)
-        return tuple(layer.name for layer in self.layers)
+            add_alarm(proto, flags)
+        return tuple(layer.id for layer in self.layers)
 
     @classmethod
     def neutral(cls, model: Model) -> RepeatLayers | None:
@@ -134,35 +142,67 @@ _KINDS: Mapping[int, str] = {2: "duplicate", 3: "triplicate"}
 _GUARDED = ("float16", "float32", "float64", "int32", "int64", "uint32", "uint64")
 
 
-def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[onnx.NodeProto], int | None]:
+@dataclass(frozen=True)
+class Flag:
+    """Verdict of a detector: the name of its numbers, whether each sample has one, and the path of its graph."""
+
+    name: str
+    samples: bool
+    path: str = ""
+
+
+def made_by(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that computes each value of the graphs of a model, by its path and name."""
+    graphs = graphs_by_path(proto).items()
+    return {path + name: node for path, one in graphs for node in one.graph.node for name in node.output if name}
+
+
+def edits_of(proto: onnx.ModelProto, layers: Iterable[Layer]) -> Iterator[tuple[GraphEdit, Layer]]:
+    """Yield each layer with the edit of its graph, which is written when the next graph's turn comes."""
+    name_nodes_with_bodies(proto)
+    for path in reversed(graphs_by_path(proto)):  # inner graphs first, as an edit makes those inside it anew
+        edit = GraphEdit(graphs_by_path(proto)[path].graph)
+        for layer in layers:
+            if layer.path == path:
+                yield edit, layer
+        edit.write()
+
+
+def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[str, onnx.NodeProto], int | None]:
     """Return a function that gives the input of a node through which its copies read: the first computed one.
 
-    Stored ones are no choice, since the runtime computes a Max of these when it loads the model. None: there is none.
+    It takes the path of the node's graph. Stored inputs are no choice, since the runtime computes a Max of these when
+    it loads the model. None: there is none.
     """
-    types, stored = declared_types(infer_types(proto).graph), stored_tensors(proto.graph)
+    inferred, graphs = graphs_by_path(infer_types(proto)), graphs_by_path(proto)
+    types: dict[str, dict[str, onnx.TypeProto]] = {}
+    stored: dict[str, set[str]] = {}
+    for path, inside in graphs.items():
+        outer = types[inside.outer] if path else {}
+        types[path] = {**outer, **declared_types(inferred[path].graph)} if path in inferred else dict(outer)
+        stored[path] = set(stored_in_reach(graphs, path))
 
-    def guarded(node: onnx.NodeProto) -> int | None:
+    def guarded(path: str, node: onnx.NodeProto) -> int | None:
         for place, name in enumerate(node.input):
-            kind = types.get(name)
+            kind = types.get(path, {}).get(name)
             word = None if kind is None else DATA_TYPES.get(kind.tensor_type.elem_type)
-            if name and name not in stored and (kind is None or (word is not None and word.name in _GUARDED)):
+            if (
+                name
+                and name not in stored.get(path, ())
+                and (kind is None or (word is not None and word.name in _GUARDED))
+            ):
                 return place
         return None
 
     return guarded
 
 
-def in_main_graph(a: Activation) -> bool:
-    """Return whether detectors take an activation: computed in the main graph, in a format of theirs."""
-    return not a.path and restrictable(a)
-
-
 def _copyable(model: Model) -> list[Activation]:
-    return [a for a in activations(model) if in_main_graph(a) and a.target.op in COMPUTING and not a.quantized]
+    return [a for a in activations(model) if restrictable(a) and a.target.op in COMPUTING and not a.quantized]
 
 
 def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, ...]:
-    """Return the layers of a selection: of the main graph all convolutions and products, or those that it names.
+    """Return the layers of a selection: all convolutions and products, or those that it names.
 
     Raises
     ------
@@ -176,21 +216,21 @@ def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, 
     ['conv2d', 'conv2d_1', 'linear', 'logits']
     """
     selector = selector or Selector()
-    rows = [a for a in activations(model) if in_main_graph(a)]
+    rows = [a for a in activations(model) if restrictable(a)]
     explicit = bool(selector.include or selector.op)
     chosen = [a for a in rows if (explicit or a.target.op in COMPUTING) and selector.selects(a.target)]
     for field in ("include", "op"):
         check_names(model, getattr(selector, field), field, [a.target for a in rows], "layer")
     if not chosen:
         raise SelectorError(
-            f"the selection takes no layer of the main graph whose results are of the formats {', '.join(FORMATS)}; "
+            f"the selection takes no layer whose results are of the formats {', '.join(FORMATS)}; "
             f"{next(left_outside(model, COMPUTING, selector), 'name layers with --include')}"
         )
     return tuple(Layer.of(a) for a in chosen)
 
 
 def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> None:
-    """Raise ModelError if detectors cannot go after these layers of the main graph."""
+    """Raise ModelError if detectors cannot go after these layers."""
     if there := marked(proto, kind):
         raise ModelError(
             f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
@@ -203,10 +243,10 @@ def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> 
             f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
             f"raise it with --opset 13"
         )
-    made = {name for node in proto.graph.node for name in node.output if name}
+    made = made_by(proto)
     for layer in layers:
-        if layer.name not in made:
-            raise ModelError(f"no layer {layer.name!r} in the main graph{closest(layer.name, made)}")
+        if layer.id not in made:
+            raise ModelError(f"no layer {layer.id!r} in the model{closest(layer.id, made)}")
 
 
 def _result_between(edit: GraphEdit, names: FreeNames, name: str, suffix: str) -> tuple[str, str]:
@@ -234,13 +274,17 @@ def by_sample(g: NodeBuilder, flags: str, *, samples: bool) -> str:
     return g.add("ReduceMax", flat, axes=[1], keepdims=0)
 
 
-def add_alarm(proto: onnx.ModelProto, names: FreeNames, flags: list[tuple[str, bool]]) -> None:
+def add_alarm(proto: onnx.ModelProto, flags: list[Flag]) -> None:
     """Append the output of alarms, the sum of what all detectors say; where there is one already, add to it."""
     from onnx import helper
 
+    shape = [None if any(flag.samples for flag in flags) else 1]
+    terms = [flag.name for flag in flags if not flag.path]
+    for path in dict.fromkeys(flag.path for flag in flags if flag.path):
+        inner = [flag.name for flag in flags if flag.path == path]
+        terms.append(carry_out(proto, path, _added(proto, path, inner), np.zeros(1, np.float32), "ReduceSum"))
+    names = FreeNames(proto)
     g = NodeBuilder(opset_of(proto), names.new("onnxfi.alarms") + ".")
-    shape = [None if any(samples for _, samples in flags) else 1]
-    terms = [flag for flag, _ in flags]
     for output in [output for output in proto.graph.output if output.name == ALARM]:
         maker = next(node for node in proto.graph.node if ALARM in node.output)
         maker.output[0] = names.new("onnxfi.alarm.before")
@@ -253,6 +297,16 @@ def add_alarm(proto: onnx.ModelProto, names: FreeNames, flags: list[tuple[str, b
     g.add("Identity", total, name=ALARM)
     proto.graph.node.extend(g.nodes)
     proto.graph.output.append(helper.make_tensor_value_info(ALARM, _FLOAT, shape))
+
+
+def _added(proto: onnx.ModelProto, path: str, terms: Sequence[str]) -> str:
+    """Append the sum of some numbers to the graph at a path; returns its name."""
+    g = NodeBuilder(opset_of(proto), FreeNames(proto).new("onnxfi.alarms.inside") + ".")
+    total = terms[0]
+    for term in terms[1:]:
+        total = g.add("Add", total, term)
+    graphs_by_path(proto)[path].graph.node.extend(g.nodes)
+    return total
 
 
 def alarm_flags(alarm: NDArray[Any], samples: int) -> NDArray[np.bool_]:

@@ -21,8 +21,8 @@ from onnxfi.graph.dataflow.activation_targets import (
     activations,
 )
 from onnxfi.graph.model.graph_index import Node, Scope, Value
-from onnxfi.graph.protection.main_graph import check_names, left_outside
 from onnxfi.graph.protection.range_restriction import FORMATS, Bounds, restrictable
+from onnxfi.graph.protection.reach import check_names, left_outside
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -120,7 +120,7 @@ def find_places(model: Model, selector: Selector | None = None, *, extend: bool 
     followers = (
         [f for scope in model.index.graphs for f in _followers(scope, rows, covered, selector)] if extend else ()
     )
-    outside = tuple(left_outside(model, ACTIVATION_FUNCTIONS | _RECURRENT, selector, functions=True))
+    outside = tuple(left_outside(model, ACTIVATION_FUNCTIONS | _RECURRENT, selector))
     return Places(measured, tuple(followers), tuple(saturated), outside)
 
 

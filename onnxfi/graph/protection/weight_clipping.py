@@ -21,8 +21,8 @@ from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.bodies import graphs_by_path, name_nodes_with_bodies
-from onnxfi.graph.protection.main_graph import stored_tensors
 from onnxfi.graph.protection.range_restriction import FORMATS, marked
+from onnxfi.graph.protection.reach import stored_tensors
 
 if TYPE_CHECKING:
     import onnx

@@ -13,8 +13,10 @@ from pass_contract import BRANCHES, LOOPS, OFF, SCAN, text
 from onnxfi import load, protect
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
+from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.graph.model.loading import parse
+from onnxfi.graph.passes.instrument import ActivationFault, bake
 from onnxfi.graph.protection.bodies import carry_out, graphs_by_path
 from onnxfi.protection.protection import Setting
 from onnxfi.protection.protections import parse_protection
@@ -111,3 +113,40 @@ def test_a_value_is_carried_out_of_loops_in_branches() -> None:
     session = OFF.prepare(made.SerializeToString())
     for n, c, total in ((4, True, 10), (0, True, 0), (3, False, 0)):
         assert session.run({"n": np.array(n), "c": np.array(c)}, [name])[name].tolist() == [total], (n, c)
+
+
+NESTED = """g (float[N,3] x, int64 n, bool c) => (float[N,3] y) <float[3,3] v = {1, 0, 0, 0, 2, 0, 0, 0, 1}> {
+  y = If(c)<then_branch = p () => (float[N,3] a) {
+    yes = Constant<value = bool {1}>()
+    a = Loop(n, yes, x)<body = b (int64 i, bool go, float[N,3] s) => (bool on, float[N,3] t)
+      <float[3,3] w = {0.5, 0, 0, 0, 0.25, 0, 0, 0, 1}> { on = Identity(go)  u = MatMul(s, w)  t = MatMul(u, v) }> },
+  else_branch = q () => (float[N,3] b) { b = MatMul(x, v) }> }"""
+
+
+@pytest.mark.parametrize("what", ["duplicate", "triplicate", "checksum"])
+def test_detectors_go_into_bodies_and_their_alarms_come_out(what: str) -> None:
+    model = load(text(NESTED))
+    feeds = {"x": X, "n": np.array(3), "c": np.array(True)}
+    edit: Any = parse_protection(what).passes(Setting(model, Selector(), None, OFF))
+    made, names = edit.run(parse(model))
+    onnx.checker.check_model(made)
+    loop = "If#0.then_branch::Loop#1.body::"
+    assert set(names) == {f"{loop}u", f"{loop}t", "If#0.else_branch::b"}
+    before = OFF.prepare(model.source.data or b"").run(feeds)["y"]
+    found = OFF.prepare(made.SerializeToString()).run(feeds)
+    assert found["y"].tobytes() == before.tobytes() and not found.get("onnxfi.alarm", np.zeros(1)).any()
+    # A fault in the second iteration alone: the result of a layer in the loop is wrong there.
+    site = next(a for a in activations(load(made)) if a.target.id == f"{loop}t" or a.target.id.endswith("t.unvoted"))
+    faulty = bake(made, [ActivationFault(site, 1, scale=8.0, first=1, last=1)])
+    found = OFF.prepare(faulty.SerializeToString()).run(feeds)
+    if what == "triplicate":
+        assert found["y"].tobytes() == before.tobytes()
+    else:
+        assert found["y"].tobytes() != before.tobytes() and found["onnxfi.alarm"].tolist() == [1]
+    for c, n in ((True, 0), (False, 3)):  # no iteration, and the other branch
+        assert (
+            not OFF.prepare(made.SerializeToString())
+            .run(dict(feeds, n=np.array(n), c=np.array(c)))
+            .get("onnxfi.alarm", np.zeros(1))
+            .any()
+        )

@@ -1,4 +1,4 @@
-"""Layers outside the main graph: named in the refusal, and said where the default selection leaves them out."""
+"""Layers in functions: named in the refusal, and said where the default selection leaves them out."""
 
 from __future__ import annotations
 
@@ -7,40 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper, parser
-from pass_contract import BRANCHES, LOOPS, SCAN, local_function, text
+from pass_contract import LOOPS, SCAN, local_function, text
 
 from onnxfi import load, protect
 from onnxfi.errors import SelectorError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.protection.checksum import checkable
 from onnxfi.graph.protection.detection import find_layers
-from onnxfi.graph.protection.main_graph import outside_tensors
 from onnxfi.graph.protection.placement import find_places
+from onnxfi.graph.protection.reach import outside_tensors
 from onnxfi.graph.protection.weight_clipping import find_weights
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
-
-
-@pytest.mark.parametrize(
-    ("graph", "name", "message"),
-    [
-        (
-            LOOPS,
-            "=Loop#0.body::row",
-            r"'Loop#0.body::row' \(Relu\) in the body of the Loop.*this protection does not go; .* loop unrolled",
-        ),
-        (SCAN, "=Scan#0.body::t", r"'Scan#0.body::t' \(Tanh\) in the body of the Scan.*loop unrolled"),
-        (
-            BRANCHES,
-            "=If#1.else_branch::e",
-            r"'If#1.else_branch::e' \(Exp\) in the body of the If.*without the condition",
-        ),
-    ],
-)
-def test_a_layer_in_a_body_is_refused_by_its_name_where_it_is_not_taken(graph: str, name: str, message: str) -> None:
-    model = load(text(graph))
-    with pytest.raises(SelectorError, match=f"--include {name!r} names {message}"):
-        find_layers(model, Selector(include=(name,)))
-    assert [one.path + one.name for one in find_places(model, Selector(include=(name,))).measured] == [name[1:]]
 
 
 def test_a_layer_in_a_function_is_refused_by_its_name() -> None:
@@ -52,7 +29,6 @@ def test_a_layer_in_a_function_is_refused_by_its_name() -> None:
 
 
 def test_what_stays_outside_is_said() -> None:
-    """Of range restriction that is what functions compute, of detectors also what bodies do."""
     made = local_function()
     made.functions[0].node[0].op_type = "Tanh"
     del made.functions[0].node[0].input[1]
@@ -60,7 +36,7 @@ def test_what_stays_outside_is_said() -> None:
     assert note.startswith("'function:own:twice::b' (Tanh) in a function stays without protection; inline functions")
     assert not [*find_places(load(made), Selector(exclude=("b",))).notes()]
     assert not [*find_places(load(text(SCAN))).notes()]
-    with pytest.raises(SelectorError, match=r"takes no layer of the main graph .*name layers with --include"):
+    with pytest.raises(SelectorError, match=r"takes no layer whose results are .*name layers with --include"):
         find_layers(load(text(SCAN)))
 
 
@@ -86,7 +62,6 @@ def test_weights_of_constant_nodes_belong_to_the_main_graph(tmp_path: Path) -> N
     assert found.tolist() == w.sum(axis=0, keepdims=True).tolist(), "the top exponent bit is taken back"
 
 
-def test_every_tensor_outside_is_found_once() -> None:
-    model = load(text(LOOPS))
-    names = [one.target.id for one in outside_tensors(model)]
-    assert len(names) == len(set(names)) == 7 and "Loop#0.body::Loop#2.body::w" in names
+def test_tensors_of_functions_are_outside_and_those_of_bodies_are_not() -> None:
+    assert [target.id for target in outside_tensors(load(local_function()))] == ["function:own:twice::b"]
+    assert outside_tensors(load(text(LOOPS))) == ()
