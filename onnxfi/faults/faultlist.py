@@ -445,17 +445,23 @@ def _line(stream: IO[str], path: Path) -> str:
     return line
 
 
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not strict JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+#: Made once: a list of a sweep has thousands of lines for each trial.
+_STRICT = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_once)
+
+
 def _json(line: str, where: str) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not strict JSON")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key is given twice")
-        return found
-
     try:
-        row = json.loads(line, parse_constant=refuse, object_pairs_hook=once)
+        row = _STRICT.decode(line)
     except (ValueError, RecursionError):
         raise FaultListError(
             f"{where} is not a line of a fault list; give a file that --save-faults or plan wrote"

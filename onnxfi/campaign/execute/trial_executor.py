@@ -335,11 +335,13 @@ class TrialExecutor:
         """Return whether trials of a plan may share runs; see `together`."""
         if self.segmentation is None or self.opened.campaign.memory.memory_code is not None:
             return False
-        fault_targets = self.opened.fault_targets
+        targets = self.opened.fault_targets.listed(header).targets
         alone = header.of_single_faults and self.segmentation.late
-        if alone and (fault_targets.activations or self.segmentation.shares(fault_targets.listed(header).targets)):
-            return True
-        return self.by_batch
+        if all(target.is_activation for target in targets):
+            return alone and not self.by_batch
+        return self.by_batch or (
+            alone and (any(target.is_activation for target in targets) or self.segmentation.shares(targets))
+        )
 
     def together(self, header: Header, golden: GoldenRun, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
         """Run trials that share runs; return their judgements by their place, the others being left out.
