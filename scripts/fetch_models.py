@@ -136,6 +136,19 @@ MODELS = (
         "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         "minilm_tokens.json",
     ),
+    # An encoder and a decoder of characters (GRU with attention, int8, MIT): forms of French words from their base form,
+    # "L:parler|W:VERB|P:FST_PL|M:INDI|T:PRES" to "parlons". 417 k parameters, one file. Opset 17, IR 8.
+    *(
+        Model("french_forms", "pyfrspell==0.1.1", f"pyfrspell/models/community/{member}", sha256, file)
+        for member, sha256, file in (
+            ("derive_form_model.int8.onnx", "44e641943323147948e30ed1b987ad6af164169c0e90044160a14f364c79bd82", ""),
+            (
+                "derive_form_vocab.json",
+                "bd9f89022abc75b01c5372b33e802423e1d3b7d0c20c9a5bf0713a82bf290d9c",
+                "french_forms.json",
+            ),
+        )
+    ),
     # A cascade of three that finds faces (MTCNN, Apache-2.0): 6.6 k, 100 k and 390 k parameters.
     *(
         Model(name, "mtcnn-runtime==1.0.0", f"mtcnnruntime/weights/{name}.onnx", sha256)

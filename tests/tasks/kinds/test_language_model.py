@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Port
+from onnxfi.runtime.inject.weights import inject, sample
+from onnxfi.tasks.evaluation import evaluate
 from onnxfi.tasks.kinds.language_model import language_model
 from onnxfi.tasks.kinds.token_scores import TokenScores
 from onnxfi.tasks.outcomes import GoldenRun, judge
@@ -189,3 +194,24 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=r"changed must be in \[0, 1\), got 1"):
         find_task("language-model:changed=1")
     assert "language-model" in [task.name for task in known_tasks()]
+
+
+@pytest.mark.fetched
+def test_a_real_encoder_and_decoder_is_scored_with_given_tokens() -> None:
+    fetched = Path(__file__).parents[3] / "fetched"
+    model, known = fetched / "french_forms.onnx", fetched / "french_forms.json"
+    if not (model.is_file() and known.is_file()):
+        pytest.skip("no french_forms.onnx; python scripts/fetch_models.py brings it")
+    place = {letter: k for k, letter in enumerate(json.loads(known.read_text())["itos"])}
+    verbs = ("parler", "donner", "passer", "tomber", "porter", "monter", "fermer", "sauter")
+    asked = [[*(place[c] for c in f"L:{verb}|W:VERB|P:FST_PL|M:INDI|T:PRES"), 2] for verb in verbs]
+    forms = np.array([[1, *(place[c] for c in verb[:-2] + "ons"), 2] for verb in verbs])
+    labels = forms.copy()
+    labels[:, 0] = -100
+    data = {"src": np.array(asked), "tgt_in": forms, "labels": labels}
+    golden = evaluate(model, data, task="language-model")
+    assert golden.metrics["perplexity"] < 1.01, "parlons, donnons, …: it knows them"
+    done = inject(load(model), sample(load(model), sites=["onnx::GRU_301[60003]:30"]))
+    assert done.data is not None
+    faulty = evaluate(done.data, data, golden=golden)
+    assert faulty.metrics["top1_agreement"] == 1 and faulty.metrics["kl_mean"] > 1e-4
