@@ -136,7 +136,7 @@ MODELS = (
         "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         "minilm_tokens.json",
     ),
-    # An encoder and a decoder of characters (GRU with attention, int8, MIT): forms of French words from their base form,
+    # An encoder and a decoder of characters (GRU with attention, int8, MIT): forms of French words from the base form,
     # "L:parler|W:VERB|P:FST_PL|M:INDI|T:PRES" to "parlons". 417 k parameters, one file. Opset 17, IR 8.
     *(
         Model("french_forms", "pyfrspell==0.1.1", f"pyfrspell/models/community/{member}", sha256, file)
