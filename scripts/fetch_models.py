@@ -137,7 +137,7 @@ MODELS = (
         "minilm_tokens.json",
     ),
     # An encoder and a decoder of characters (GRU with attention, int8, MIT): forms of French words from the base form,
-    # "L:parler|W:VERB|P:FST_PL|M:INDI|T:PRES" to "parlons". 417 k parameters, one file. Opset 17, IR 8.
+    # "L:parler|W:VERB|P:FST_PL|M:INDI|T:IMPA" to "parlions". 417 k parameters, one file. Opset 17, IR 8.
     *(
         Model("french_forms", "pyfrspell==0.1.1", f"pyfrspell/models/community/{member}", sha256, file)
         for member, sha256, file in (
