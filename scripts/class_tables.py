@@ -1,8 +1,8 @@
-"""Make the class table of the shipped CNN: the class outcomes of every flip in its linear layers, on 1,000 images.
+"""Make the class tables of shipped networks: the class outcomes of every flip, on 1,000 images.
 
-    python scripts/class_tables.py [--out FILE] [--include fc1 --include fc2]
+    python scripts/class_tables.py [fashion_cnn] [fashion_cnn_int8_qdq] [--include TENSOR …] [--out FILE]
 
-It takes some minutes of one core; a run that is stopped goes on. Renews SHA256SUMS.
+They take some ten and two minutes of one core; a run that is stopped goes on. Renews SHA256SUMS.
 """
 
 import argparse
@@ -13,21 +13,26 @@ from checksums import write_checksums
 from onnxfi import Campaign, class_outcomes
 
 MODELS = Path(__file__).parents[1] / "models"
+#: The networks, with the selection of faults: of the quantised one weights and biases, without scales and zero points.
+NETWORKS = {"fashion_cnn": {}, "fashion_cnn_int8_qdq": {"role": ("weight", "bias")}}
 
 
 def main() -> None:
-    """Make the table."""
+    """Make the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=MODELS / "fashion_cnn_faults.npz")
-    parser.add_argument("--include", action="append")
+    parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], default=[*NETWORKS])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--include", action="append", default=[])
     given = parser.parse_args()
-    campaign = Campaign(
-        MODELS / "fashion_cnn.onnx", MODELS / "fashion_test.npz", samples=1000, batch=50, exhaustive=True,
-        outcomes="class", include=tuple(given.include or ("fc1", "fc2")),
-    )  # fmt: skip
-    given.out.unlink(missing_ok=True)
-    table = class_outcomes(campaign, given.out, progress=lambda name, done, of: print(f"{name}: {done:,} of {of:,}"))
-    print(f"{table.faults:,} faults, {table.ran:,} answers run, {table.header['cost']}")
+    for name in given.networks:
+        out = given.out or MODELS / f"{name.removesuffix('_qdq')}_faults.npz"
+        campaign = Campaign(
+            MODELS / f"{name}.onnx", MODELS / "fashion_test.npz", samples=1000, batch=50, exhaustive=True,
+            outcomes="class", include=tuple(given.include), **NETWORKS[name],
+        )  # fmt: skip
+        out.unlink(missing_ok=True)
+        table = class_outcomes(campaign, out, progress=lambda name, done, of: print(f"{name}: {done:,} of {of:,}"))
+        print(f"{out}: {table.faults:,} faults, {table.ran:,} answers run, {table.header['cost']}")
     write_checksums()
 
 

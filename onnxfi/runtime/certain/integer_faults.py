@@ -81,12 +81,17 @@ class IntegerProofs:
             self._by_table(elements, change, channel, found)
             return found
         golden, own = self.outputs[:, channel : channel + 1], np.array([channel])
-        inputs = {element: self._input(element) for element in np.unique(elements).tolist()}
+        largest, short = np.abs(sums).max(), sums.astype(np.float32)
         for row, element in enumerate(elements.tolist()):
-            given = inputs[element]
-            kind = self._kind(sums, change[row], given)
-            faulty = sums.astype(kind) + given.astype(kind) * kind(change[row])
-            output = self.layers[0].quantised(wrapped(faulty), own)
+            if not row or element != elements[row - 1]:
+                given = self._input(element)
+                most, given_short = np.abs(given).max(), given.astype(np.float32)
+            if largest + abs(change[row]) * most < _EXACT:
+                faulty = given_short * np.float32(change[row])
+                faulty += short
+            else:
+                faulty = wrapped(sums + given * change[row])
+            output = self.layers[0].quantised(faulty, own)
             live = np.flatnonzero((output != golden).reshape(len(output), -1).any(1))
             found[row] = self.top
             if len(live):
@@ -102,10 +107,6 @@ class IntegerProofs:
             inputs, outputs = divmod(element, len(first.product.weights))
             element = outputs * first.product.weights.shape[1] + inputs
         return first.product.change_of(element, self.inputs)[1]
-
-    @staticmethod
-    def _kind(sums: Floats, change: float, given: Floats) -> type[np.floating[Any]]:
-        return np.float32 if np.abs(sums).max() + abs(change) * np.abs(given).max() < _EXACT else np.float64
 
     def _by_table(self, elements: NDArray[np.int64], change: Floats, channel: int, found: Classes) -> None:
         """Look up the classes of faults that change one number of each sample, of 256 that it can be."""
