@@ -59,12 +59,15 @@ class Search:
         The accuracy without faults on the scored samples.
     harm : tuple of Harm
         For each k from 1 the effect of the first k flips.
+    success : tuple of float, optional
+        Of a targeted attack `reached` and `kept` without faults.
     """
 
     seed: int
     flips: tuple[ChosenFlip, ...]
     golden: float
     harm: tuple[Harm, ...]
+    success: tuple[float, float] | None = None
 
     def to(self, accuracy: float) -> int | None:
         """Return the least k whose accuracy is at most this; None if none is."""
@@ -83,11 +86,14 @@ class Defended:
         Its accuracy without faults.
     harm : tuple of Harm
         For each k from 1 the effect of the first k flips.
+    success : tuple of float, optional
+        Of a targeted attack `reached` and `kept` without faults.
     """
 
     model: str
     golden: float
     harm: tuple[Harm, ...]
+    success: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +272,7 @@ def attack(
             trials = FlipTrials(path, scored, goal, fields)
             faults = _faults(opened, chosen, space)
             harm = tuple(trials.harm(faults.pick(slice(0, k))) for k in range(1, len(faults) + 1))
-            searches.append(Search(number, chosen, trials.accuracy, harm))
+            searches.append(Search(number, chosen, trials.accuracy, harm, trials.success))
             if number == seed:
                 defended = tuple(
                     _defended(m, k, chosen, scored, goal, fields, Path(folder)) for k, m in enumerate(also)
@@ -310,7 +316,7 @@ def _defended(
     faults = sample(opened, sites=sites).faults if sites else None
     harm = () if faults is None else tuple(trials.harm(faults.pick(slice(0, k))) for k in range(1, len(faults) + 1))
     trials.executor.close()
-    return Defended(opened.name, trials.accuracy, harm)
+    return Defended(opened.name, trials.accuracy, harm, trials.success)
 
 
 def _rules(method: str, flips: int, candidates: int, first_tensors: int, gradients: object) -> Rules:

@@ -22,6 +22,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.npz import write_npz
+from onnxfi.tasks.answers import AnswerPair
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
@@ -33,17 +34,24 @@ _SHARED = (Route.CHANNEL_DELTA, Route.PARTIAL)
 
 @dataclass(frozen=True)
 class Harm:
-    """Effect of some flips on samples: the share of right answers, of silent changes, and of detected samples."""
+    """Effect of some flips on samples: the share of right answers, of silent changes, and of detected samples.
+
+    Of a targeted attack also `reached`, the share of the attacked samples that are answered as the target, and `kept`,
+    that of the others answered right.
+    """
 
     accuracy: float
     sdc1: float
     due: float
+    reached: float | None = None
+    kept: float | None = None
 
     @classmethod
     def of(cls, found: Judgement) -> Harm:
         """Return the harm of a trial."""
         metrics = found.metrics
-        return cls(float(metrics["top1"]), float(metrics["sdc1"]), float(metrics["due_samples"]))
+        targeted = (float(metrics["reached"]), float(metrics["kept"])) if "reached" in metrics else ()
+        return cls(float(metrics["top1"]), float(metrics["sdc1"]), float(metrics["due_samples"]), *targeted)
 
 
 class FlipTrials:
@@ -78,8 +86,10 @@ class FlipTrials:
         self.accuracy = float(np.mean(plain.answers.right))
         #: The share of the most common class, which a network that always answers one class reaches.
         self.majority = float(np.bincount(labels).max() / len(labels))
-        task = replace(plain.task, metrics=(*plain.task.metrics, goal.metric))
+        task = replace(plain.task, metrics=(*plain.task.metrics, *goal.metrics))
         self.golden: GoldenRun = replace(plain, task=task)
+        #: Of a targeted attack what is reached and kept without faults.
+        self.success = None if goal.target is None else goal.success(AnswerPair(plain.answers, plain.answers))
         self.header = Header(self.model.digest, sampler=Sampler("sites"))
 
     @property

@@ -46,9 +46,17 @@ class Goal:
             raise InputError(f"source and target are both class {self.target}; give two classes")
 
     @property
-    def metric(self) -> Metric:
-        """The gain as a metric of a campaign's trials."""
-        return Metric("gain", self.gain, unit="", bounds=(-np.inf, np.inf), better="higher", failed=0.0)
+    def metrics(self) -> tuple[Metric, ...]:
+        """The gain as a metric of a campaign's trials; of a targeted attack also both halves of its success."""
+        gain = Metric("gain", self.gain, unit="", bounds=(-np.inf, np.inf), better="higher", failed=0.0)
+        if self.target is None:
+            return (gain,)
+        reached, kept = (lambda pair, k=k: self.success(pair)[k] for k in (0, 1))
+        return (
+            gain,
+            Metric("reached", reached, better="higher", failed=0.0),
+            Metric("kept", kept, better="higher", failed=0.0),
+        )
 
     def check(self, labels: NDArray[np.int64], classes: int) -> None:
         """Refuse classes that the model does not score, or of which there is no sample."""
@@ -64,11 +72,11 @@ class Goal:
             return np.ones(len(labels), np.bool_)
         return np.asarray(labels != self.target if self.source is None else labels == self.source)
 
-    def reached(self, labels: NDArray[np.int64], top: NDArray[np.int64]) -> float:
-        """Return the share of the victims whose answer serves the goal."""
-        victims = self.victims(labels)
-        served = top != labels if self.target is None else top == self.target
-        return float(np.mean(served[victims])) if victims.any() else 0.0
+    def success(self, pair: AnswerPair) -> tuple[float, float]:
+        """Return the share of the attacked samples silently answered as the target, and of the rest answered right."""
+        labels, victims = pair.golden.truth, self.victims(pair.golden.truth)
+        served = ~pair.nonfinite & self._served(pair.top, labels, victims).astype(np.bool_)
+        return tuple(float(served[some].mean()) if some.any() else 0.0 for some in (victims, ~victims))  # type: ignore[return-value]
 
     def gain(self, pair: AnswerPair) -> float:
         """Return the gain of a trial: the share of samples that serve the goal, and a hundredth of the loss's rise.

@@ -11,8 +11,9 @@ from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options, selector_of
 
 if TYPE_CHECKING:
-    from onnxfi.attacks.attack import Attack, Search
+    from onnxfi.attacks.attack import Attack, Defended, Search
     from onnxfi.attacks.flip_trials import Harm
+    from onnxfi.attacks.goals import Goal
     from onnxfi.attacks.search import ChosenFlip
 
 #: The least width at which a site is cut in a table.
@@ -151,13 +152,13 @@ def _print(found: Attack) -> None:
     print_line(f"method {rules.method}, {how}; {_goal(found)}")
     print_line(f"attack batch of {found.attack_samples:,} samples; scored on {found.scored_samples:,} others")
     first = found.searches[0]
-    table(f"Chosen flips, seed {first.seed}", (">k", "Flip", ">Top-1", ">SDC-1", ">DUE"), list(_rows(first)))
+    columns = (">Top-1", ">SDC-1", ">DUE", *_success_columns(found.goal))
+    table(f"Chosen flips, seed {first.seed}", (">k", "Flip", *columns), list(_rows(first)))
     if not first.flips:
         print_line("no candidate serves the goal; give more --candidates or --attack-samples")
     for other in found.defended:
-        harm = [(str(k), *_shares(one)) for k, one in enumerate(other.harm, 1)]
-        rows = [("0", _percent(other.golden), "", ""), *harm]
-        table(f"The same flips in {other.model}", (">k", ">Top-1", ">SDC-1", ">DUE"), rows)
+        rows = [("0", *_unharmed(other)), *((str(k), *_shares(one)) for k, one in enumerate(other.harm, 1))]
+        table(f"The same flips in {other.model}", (">k", *columns), rows)
     if found.random:
         lines = [(f"{r.flips:,}", _percent(r.median), _percent(r.low), _percent(r.high)) for r in found.random]
         title = f"Random flips in the same tensors, {count(found.random_trials, 'trial')} each"
@@ -173,15 +174,28 @@ def _goal(found: Attack) -> str:
 
 
 def _rows(search: Search) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("0", "", _percent(search.golden), "", "")]
+    rows: list[tuple[str, ...]] = [("0", "", *_unharmed(search))]
     for k, (flip, harm) in enumerate(zip(search.flips, search.harm, strict=True), 1):
         site = flip.site if len(flip.site) <= _LONGEST_SITE else "…" + flip.site[1 - _LONGEST_SITE :]
         rows.append((str(k), site, *_shares(harm)))
     return rows
 
 
-def _shares(harm: Harm) -> tuple[str, str, str]:
-    return _percent(harm.accuracy), _percent(harm.sdc1), _percent(harm.due)
+def _success_columns(goal: Goal) -> tuple[str, ...]:
+    """Return the columns of a targeted attack: what is reached, and the others that stay right."""
+    if goal.target is None:
+        return ()
+    return f">{'others' if goal.source is None else goal.source} as {goal.target}", ">Rest right"
+
+
+def _unharmed(one: Search | Defended) -> tuple[str, ...]:
+    """Return the row without faults."""
+    return (_percent(one.golden), "", "", *map(_percent, one.success or ()))
+
+
+def _shares(harm: Harm) -> tuple[str, ...]:
+    success = (one for one in (harm.reached, harm.kept) if one is not None)
+    return (_percent(harm.accuracy), _percent(harm.sdc1), _percent(harm.due), *map(_percent, success))
 
 
 def _conclusion(found: Attack) -> str:

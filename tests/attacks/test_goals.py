@@ -42,6 +42,20 @@ def test_targeted_gain_keeps_the_others() -> None:
     assert Goal(target=1).victims(LABELS).tolist() == [True, False, True]
 
 
+def success(goal: Goal, faulty: np.ndarray) -> tuple[float, float]:
+    return goal.success(AnswerPair(Answers.of(GOLDEN, LABELS), Answers.of(faulty.astype(np.float32))))
+
+
+def test_success_is_silent_answers_as_the_target_and_the_rest_right() -> None:
+    goal = Goal(source=0, target=2)
+    assert success(goal, GOLDEN) == (0, 1) and success(goal, answered(2, 0, 2)) == (1, 0.5)
+    broken = answered(2, 1, 2)
+    broken[0, 1] = broken[2, 1] = np.nan  # an attacked sample and another are detected
+    assert success(goal, broken) == (0, 0.5)
+    assert success(Goal(target=1), answered(1, 1, 2)) == (0.5, 1)
+    assert [metric.name for metric in goal.metrics] == ["gain", "reached", "kept"] and len(Goal().metrics) == 1
+
+
 def test_a_confident_wrong_answer_is_worth_no_more_than_another() -> None:
     huge = answered(1, 1, 2)
     huge[0, 1] = 3e38
