@@ -160,7 +160,7 @@ def golden_sentence(one: CampaignRates) -> str:
 
 def sweep_sentences(found: CampaignRates) -> Iterator[str]:
     """Yield the rate up to which the network keeps its answers, and what happens beyond."""
-    metric, _ = measured(found)
+    metric, golden = measured(found)
     curve, (unit, population) = Curve.of(found), _drawn_from(found)
     for place, verb in ((curve.kept, "keeps its answers"), (curve.lost, "does not")):
         if place is None or place < 0:
@@ -172,6 +172,8 @@ def sweep_sentences(found: CampaignRates) -> Iterator[str]:
         worst = i.low if metric.better == "higher" else i.high
         least = "at least" if metric.better == "higher" else "at most"
         flips = f", {_number(float(fold.key) * population)} faults on average" if unit != "sample" else ""
+        if place == curve.kept and metric.bounds == (0, 1) and abs(golden - worst) > KEPT + WIDEST:
+            verb = "seems to keep its answers, on too few trials to be sure"
         yield (
             f"At {fold.key} per {unit}{flips}, the network {verb}: {metric.label} "
             f"{metric.text(i.estimate)}, {least} {metric.text(worst)} ({fold.trials:,} trials)."
@@ -217,7 +219,7 @@ def single_sentences(found: CampaignRates) -> Iterator[str]:
     if i.half_width > WIDEST:
         yield (
             f"Too few trials to say how often {one} changes an answer ({found.everything.trials:,}): {metric.label} "
-            f"lies between {metric.text(i.low)} and {metric.text(i.high)}."
+            f"may be anything from {metric.text(i.low)} to {metric.text(i.high)}."
         )
         return
     often = f"between one in {1 / i.high:,.0f} and " + (f"one in {1 / i.low:,.0f}" if i.low > 0 else "none")

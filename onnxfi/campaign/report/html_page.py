@@ -239,6 +239,7 @@ def _network(one: CampaignRates) -> dict[str, Any]:
     scale = max((row["rate"][0] or 0.0 for row in rows if row["rate"]), default=0.0)
     sure = [row["rate"][2] for row in rows if row["rate"] and row["rate"][2] - row["rate"][1] <= 2 * WIDEST]
     end = max([1.2 * scale, *sure]) or 1.0
+    end = min(end, metric.bounds[1])  # of a share 100 %
     drawn = []
     for row in rows:
         rate, bar, paint = row["rate"], None, ""

@@ -214,7 +214,7 @@ const showTrials = (place, one, rows, now, c, shown = ROWS) => {
       row.words.length && row.words[0][7] !== null ? [el("br"), el("small", {}, `${row.words[0][7]} → ${row.words[0][8]}`)] : [])));
   const more = el("button", { type: "button", class: "more" }, `Show ${count(Math.min(ROWS, rows.length - some.length))} more`);
   more.addEventListener("click", () => { showTrials(place, one, rows, now, c, shown + ROWS); place.querySelectorAll("tbody a")[shown]?.focus(); });
-  place.replaceChildren(el("h4", {}, `${count(rows.length)} trials, the most harmful first`), ...(note ? [el("p", { class: "soft" }, note)] : []),
+  place.replaceChildren(el("h4", {}, `${count(rows.length)} ${rows.length === 1 ? "trial" : "trials"}, the most harmful first`), ...(note ? [el("p", { class: "soft" }, note)] : []),
     el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, columns.map(([name, left]) => el("th", { scope: "col", class: left ? "text" : null }, name)))), el("tbody", {}, body))),
     ...(rows.length > some.length ? [more] : []));
 };

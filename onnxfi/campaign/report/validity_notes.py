@@ -95,7 +95,7 @@ def too_few(found: CampaignRates) -> str:
     ask = f"--{flag} {needed}" if flag else f"{needed:,} trials"
     return (
         f"{fold.trials:,} trials {'at a rate ' if sweep else ''}say little: {metric.label} "
-        f"{f'at {fold.key} ' if sweep else ''}lies between {metric.text(i.low)} and {metric.text(i.high)}; "
+        f"{f'at {fold.key} ' if sweep else ''}may be anything from {metric.text(i.low)} to {metric.text(i.high)}; "
         f"{ask} would tell {'every rate' if sweep else 'it'} to about ±{100 * _WORTH:.0f} points"
     )
 
