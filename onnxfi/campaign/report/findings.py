@@ -172,10 +172,10 @@ def sweep_sentences(found: CampaignRates) -> Iterator[str]:
         worst = i.low if metric.better == "higher" else i.high
         least = "at least" if metric.better == "higher" else "at most"
         flips = f", {_number(float(fold.key) * population)} faults on average" if unit != "sample" else ""
-        if place == curve.kept and metric.bounds == (0, 1) and abs(golden - worst) > KEPT + WIDEST:
-            verb = "seems to keep its answers, on too few trials to be sure"
+        open_yet = place == curve.kept and metric.bounds == (0, 1) and abs(golden - worst) > KEPT + WIDEST
+        does = "seems to keep its answers, on too few trials to be sure" if open_yet else verb
         yield (
-            f"At {fold.key} per {unit}{flips}, the network {verb}: {metric.label} "
+            f"At {fold.key} per {unit}{flips}, the network {does}: {metric.label} "
             f"{metric.text(i.estimate)}, {least} {metric.text(worst)} ({fold.trials:,} trials)."
         )
     if curve.lost is None and curve.losses:
