@@ -149,7 +149,7 @@ def _print(found: Attack) -> None:
     print_line(f"{found.model}, words of {', '.join(found.formats)}")
     rules = found.rules
     how = f"{count(rules.candidates, 'candidate')} of each tensor" if rules.method in ("search", "gradient") else f"first {count(rules.first_tensors, 'tensor')}"  # fmt: skip
-    print_line(f"method {rules.method}, {how}; {_goal(found)}")
+    print_line(f"method {rules.method}, {how}; {_goal_text(found.goal)}")
     print_line(f"attack batch of {found.attack_samples:,} samples; scored on {found.scored_samples:,} others")
     first = found.searches[0]
     columns = (">Top-1", ">SDC-1", ">DUE", *_success_columns(found.goal))
@@ -166,8 +166,7 @@ def _print(found: Attack) -> None:
     print_line(_conclusion(found))
 
 
-def _goal(found: Attack) -> str:
-    goal = found.goal
+def _goal_text(goal: Goal) -> str:
     if goal.target is None:
         return "untargeted"
     return f"class {'any other' if goal.source is None else goal.source} to be answered as {goal.target}"
@@ -199,16 +198,30 @@ def _shares(harm: Harm) -> tuple[str, ...]:
 
 
 def _conclusion(found: Attack) -> str:
-    """Return how many flips it takes until the network guesses, over the seeds."""
-    level, reached = f"guessing (top-1 at most {_percent(found.chance)})", [k for k in found.to_chance if k is not None]
+    """Return how many flips it takes until the network guesses, over the seeds; of a targeted attack its success."""
+    first = found.searches[0]
+    if first.success is not None:
+        return _success(found.goal, first, first.success)
+    level, steps = f"guessing (top-1 at most {_percent(found.chance)})", [k for k in found.to_chance if k is not None]
     searches = len(found.searches)
-    if not reached:
+    if not steps:
         return f"{level} is not reached with {found.rules.flips} flips"
     if searches == 1:
-        return f"{level} takes {reached[0]} flip{'s' if reached[0] != 1 else ''}; more attack batches: --seeds"
+        return f"{level} takes {steps[0]} flip{'s' if steps[0] != 1 else ''}; more attack batches: --seeds"
     median = found.median_to_chance
     middle = f"median {median:g}" if median is not None else "in fewer than half of the searches"
-    return f"{level}: {middle}, {min(reached)} to {max(reached)} flips, in {len(reached)} of {searches} searches"
+    return f"{level}: {middle}, {min(steps)} to {max(steps)} flips, in {len(steps)} of {searches} searches"
+
+
+def _success(goal: Goal, search: Search, without: tuple[float, float]) -> str:
+    """Return what the flips of a targeted attack reach, and what stays right."""
+    from onnxfi.cli.terminal import count
+
+    last = search.harm[-1] if search.harm else None
+    reached, kept = (last.reached, last.kept) if last else without
+    after = f"{_percent(reached or 0.0)} after {count(len(search.flips), 'flip')}, {_percent(without[0])} without"
+    rest = f"of the rest {_percent(kept or 0.0)} are right, {_percent(without[1])} without"
+    return f"{_goal_text(goal)}: {after}; {rest}"
 
 
 def _percent(share: float) -> str:
