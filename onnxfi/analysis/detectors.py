@@ -78,6 +78,8 @@ class DetectorReport:
         The detectors.
     untimed : str
         The reason why no check was timed; empty if all were.
+    untested : str
+        The reason why there is no self test; empty if there are.
 
     Examples
     --------
@@ -90,13 +92,14 @@ class DetectorReport:
     samples: int
     detectors: tuple[Detector, ...]
     untimed: str = ""
+    untested: str = ""
 
     def document(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
         rows = [asdict(one) | {"coverage": _ends(one.coverage)} for one in self.detectors]
         return {
             "trials": self.trials, "harmful": self.harmful, "samples": self.samples, "detectors": rows,
-            "untimed": self.untimed,
+            "untimed": self.untimed, "untested": self.untested,
         }  # fmt: skip
 
     @property
@@ -148,24 +151,26 @@ def detectors(store: str | Path, *, timed: bool = True) -> DetectorReport:
         stored = Header.parse(opened.get("header"), str(store)).activations is None
     samples, confidence = int(golden["samples"]), float(length["confidence"])
     flags = _flags(rows, samples)
-    harmful = np.asarray(flags.any(axis=1))
-    held = np.arange(len(rows)) % 2 == 1
-    for part in (harmful & held, harmful & ~held):
-        if part.sum() < _LEAST:
-            raise InputError(
-                f"{int(harmful.sum())} of {len(rows)} trials change an answer, too few to choose inputs on one half "
-                f"and count on the other; run more trials"
-            )
-    order = chosen_inputs(flags[harmful & ~held], max(SIZES))
-    found = [_self_test(flags[harmful & held], order[:k], confidence) for k in SIZES if k <= len(order) or k == 1]
-    found += [one for cause, name in _CAUSES.items() if (one := _caused(rows, harmful, cause, name, confidence))]
+    harmful, held = np.asarray(flags.any(axis=1)), np.arange(len(rows)) % 2 == 1
+    caused = [one for cause, name in _CAUSES.items() if (one := _caused(rows, harmful, cause, name, confidence))]
+    untested = ""
+    if min((harmful & held).sum(), (harmful & ~held).sum()) < _LEAST:
+        untested = (
+            f"{int(harmful.sum())} of {len(rows)} trials silently change an answer, too few to choose inputs on one "
+            f"half and count on the other; run more trials"
+        )
+    if untested and not caused:
+        raise InputError(untested)
+    order = () if untested else chosen_inputs(flags[harmful & ~held], max(SIZES))
+    sizes = [k for k in SIZES if k <= len(order) or (k == 1 and not untested)]
+    found = [_self_test(flags[harmful & held], order[:k], confidence) for k in sizes] + caused
     if stored:
-        every = int(harmful.sum())
+        every = int(harmful.sum()) + sum(one.found for one in caused)
         found.append(Detector(_HASH, every, every, Interval(1.0, 1.0, 1.0, "by construction", confidence)))
     untimed = "checks were not timed"
     if timed:
         found, untimed = _with_times(found, spec)
-    return DetectorReport(len(rows), int(harmful.sum()), samples, tuple(found), untimed)
+    return DetectorReport(len(rows), int(harmful.sum()), samples, tuple(found), untimed, untested)
 
 
 _HASH = "hash of tensors"
@@ -211,8 +216,8 @@ def _self_test(flags: Flags, inputs: tuple[int, ...], confidence: float) -> Dete
 
 
 def _caused(rows: Sequence[Row], harmful: Flags, cause: str, name: str, confidence: float) -> Detector | None:
-    """Return a detector that the campaign ran with: trials that it ended, of these and the harmful ones it let pass."""
-    seen = sum(row.cause == cause for row in rows)
+    """Return a detector that the campaign ran with: trials of another answer that it ended, of these and the silent."""
+    seen = sum(row.cause == cause and bool(row.metrics.get("top1_changed", 1)) for row in rows)
     if not seen:
         return None
     silent = int(sum(harmful[k] and row.cause != cause for k, row in enumerate(rows)))

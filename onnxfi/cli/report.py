@@ -221,9 +221,12 @@ def _report_detectors(stores: tuple[Path, ...], folder: Path | None, *, as_json:
         for one in found.detectors
     ]  # fmt: skip
     table("Harmful faults found", ("Detector", ">Found", ">Coverage", ">Low", ">High", ">Check, ms"), rows)
-    print_line("inputs of a self test are chosen on one half of the trials, its coverage is of the other half")
-    longest = max((one.inputs for one in found.detectors), key=len)
-    print_line(f"inputs, in order: {', '.join(map(str, longest))}")
+    if found.untested:
+        print_line(f"no self test: {found.untested}")
+    else:
+        print_line("inputs of a self test are chosen on one half of the trials, its coverage is of the other half")
+        longest = max((one.inputs for one in found.detectors), key=len)
+        print_line(f"inputs, in order: {', '.join(map(str, longest))}")
     if found.untimed:
         print_line(found.untimed)
     if folder is not None and found.figure.draw is not None:

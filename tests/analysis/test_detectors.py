@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_campaigns import altered
 
 import onnxfi
 from onnxfi.analysis.detectors import chosen_inputs, detectors
@@ -42,6 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_coverage_is_that_of_the_held_out_half(store: Path) -> None:
     found = detectors(store, timed=False)
+    assert not found.untested
     with Store.open(store) as opened:
         flags = np.array([unpacked(row.changed or b"", 40) for row in opened.rows()])
     held = flags[1::2][flags[1::2].any(axis=1)]
@@ -58,8 +62,23 @@ def test_coverage_is_that_of_the_held_out_half(store: Path) -> None:
 
 def test_too_few_harmful_trials_are_said(tmp_path: Path) -> None:
     onnxfi.run(MODEL, DATA, tmp_path / "s.db", single=True, trials=6, bits="0-3", samples=10, progress=False)
-    with pytest.raises(InputError, match="0 of 6 trials change an answer, too few"):
+    with pytest.raises(InputError, match="0 of 6 trials silently change an answer, too few"):
         detectors(tmp_path / "s.db", timed=False)
+
+
+def test_alarms_are_scored_where_no_harm_is_silent(store: Path, tmp_path: Path) -> None:
+    seen, silent = tmp_path / "alarmed.db", 0
+    shutil.copy(store, seen)
+    with altered(seen) as db:  # as if a detector had raised an alarm in every trial with another answer, and in others
+        nothing = zlib.compress(bytes(5))
+        db.execute("UPDATE results SET outcome = 'due', cause = 'alarm', changed = ?", (nothing,))
+    with Store.open(store) as opened:
+        silent = sum(any(unpacked(row.changed or b"", 40)) for row in opened.rows())
+    found = detectors(seen, timed=False)
+    alarms, hashed = found.detectors
+    assert found.harmful == 0 and found.untested.startswith("0 of 80 trials silently change")
+    assert (alarms.name, alarms.found, alarms.harmful) == ("alarms of protections", silent, silent) and silent > 10
+    assert hashed.found == silent
 
 
 @pytest.mark.slow
