@@ -126,8 +126,9 @@ def _keep(
     samples, index = columns[:2]
     rows = np.flatnonzero(named | first)
     if len(rows):
-        places = np.stack([np.where(named, samples, -1), index])[:, rows]
-        rows = rows[np.sort(np.unique(places, axis=1, return_index=True)[1])]
+        # One number for each element of a sample; words that are not among the first are not looked at.
+        place = (np.where(named, samples, -1)[rows] + 1) * (int(index.max()) + 1) + index[rows]
+        rows = rows[np.unique(place, return_index=True)[1][: kept.most]]
         words = zip(*(column[rows].tolist() for column in columns), strict=True)
         kept.add(target, {(sample, element): (before, after) for sample, element, before, after in words}, step)
 
