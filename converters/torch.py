@@ -64,7 +64,8 @@ def convert(
     ----------
     source
         A `torch.nn.Module`, which is not changed, `module:factory`, or a checkpoint (`.pt`, read with
-        `weights_only=True`, or `.safetensors`).
+        `weights_only=True`, or `.safetensors`). A `QuantisationAwareTraining` is written with the integers of its
+        weights.
     out
         The file to write.
     factory
@@ -95,6 +96,8 @@ def convert(
         import torch
 
         module = _module(source, factory)
+        put_quantisers = getattr(module, "put_quantisers", None)  # quantisation-aware training
+        module = module if put_quantisers is None else module.model
         names = _arguments(module)
         ports = shapes.parse_ports(shapes.as_tuple(input_shape), names) or shapes.ports_of(data, names)
         if not ports:
@@ -105,6 +108,8 @@ def convert(
             )
         with _evaluation_mode(module):
             proto = _export(module, ports, data, opset or OPSET)
+            if put_quantisers is not None:
+                put_quantisers(proto)
             outputs = [value.name for value in proto.graph.output]
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,8 +12,12 @@ from torch.nn import functional
 
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
+from onnxfi.graph.passes.fold_quantize import FoldQuantize
 
 from .training import target_of
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Layers whose weights are quantised, and how each is computed.
 _LAYERS: dict[type[nn.Module], Any] = {
@@ -32,8 +36,8 @@ class QuantisationAwareTraining(nn.Module):
     Weights of linear and convolutional layers are rounded as symmetric int8 numbers, with a scale for each output
     channel, the inputs of these layers as uint8 numbers whose range follows what training feeds; biases and outputs
     stay as they are. Gradients pass straight through the rounding to the parameters, which `model` shares: it is
-    otherwise not changed. Export the wrapper's own `model`: the file has QuantizeLinear and DequantizeLinear around
-    each layer, and `onnxfi.graph.passes.fold_quantize.fold_weight_quantize` stores its integers.
+    otherwise not changed. `convert` writes it in QDQ form, with the integers of the weights; of the wrapper's own
+    `model` it writes QuantizeLinear and DequantizeLinear around weights that are still float.
 
     Parameters
     ----------
@@ -80,6 +84,10 @@ class QuantisationAwareTraining(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with rounded weights and activations; in training mode the ranges of these follow."""
         return self.model(*args, **kwargs)
+
+    def put_quantisers(self, proto: onnx.ModelProto) -> None:
+        """Store the integers of the weights in the file exported from the wrapper's own `model`, in place."""
+        FoldQuantize().apply(proto)
 
 
 class _Quantised(nn.Module):

@@ -71,6 +71,21 @@ def test_the_exported_file_stores_the_integers_that_were_trained(tmp_path: Path)
         assert np.abs(array).max() == 127
 
 
+def test_the_wrapper_is_written_with_its_integers(tmp_path: Path) -> None:
+    _, training, images = trained()
+    data = {"image": images[:16].numpy()}
+    given = {"input_shape": "N,1,8,8", "data": data, "samples": 16, "tolerance": 0.05}
+    convert(training, tmp_path / "int8.onnx", **given)
+    convert(training.model, tmp_path / "qdq.onnx", **given)
+    whole, folded = onnx.load(tmp_path / "int8.onnx"), fold_weight_quantize(load(tmp_path / "qdq.onnx"))
+    stored, wanted = (
+        [numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims]
+        for proto in (whole, onnx.load_from_string(folded))
+    )
+    assert [a.shape for a in stored if a.ndim > 1] == [(8, 1, 3, 3), (8, 2, 3, 3), (96, 128)]
+    assert sorted(a.tobytes() for a in stored) == sorted(a.tobytes() for a in wanted)
+
+
 def test_the_model_is_trained_and_otherwise_unchanged() -> None:
     model, training, images = trained()
     assert type(model.conv1) is nn.Conv2d and type(training.model.conv1) is not nn.Conv2d
