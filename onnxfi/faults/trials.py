@@ -467,8 +467,14 @@ def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
 def _apply(faults: Faults, rows: Any, before: Words) -> Words:
     after = np.zeros(len(rows), np.uint64)
     bits, target = faults.sites.bit[rows], faults.sites.target[rows]
-    layouts = {word: k for k, word in enumerate(dict.fromkeys(t.word for t in faults.targets))}
-    layout = np.array([layouts[t.word] for t in faults.targets], np.int64)[target]
+    if len(rows) == 1:  # as in most trials, of which there are many
+        word = faults.targets[int(target[0])].word
+        return np.asarray(faults.model(int(np.arange(len(faults))[rows][0])).apply(word, before, bits), np.uint64)
+    present = np.unique(target).tolist()
+    layouts = {word: k for k, word in enumerate(dict.fromkeys(faults.targets[t].word for t in present))}
+    of_target = np.zeros(len(faults.targets), np.int64)
+    of_target[present] = [layouts[faults.targets[t].word] for t in present]
+    layout = of_target[target]
     models, which = [faults.models[0]], np.zeros(len(rows), np.int64)
     if len(faults.models) > 1:
         held = [faults.models[row] for row in rows.tolist()]

@@ -21,7 +21,7 @@ from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.labels import Labels, as_kind
-from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
+from onnxfi.runtime.data.sample_outputs import Outputs, as_run, same_runs, stacked
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.pipeline.later_stages import LaterStages
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
@@ -114,6 +114,11 @@ class GoldenRun:
         labels = self.labels if self.whole is None else self.whole.labels
         return self.task.applicable(labels, single=self.sample is not None)
 
+    @cached_property
+    def unchanged(self) -> Judgement:
+        """The judgement of a trial whose outputs are the golden ones, bit for bit."""
+        return _compared(self, self.run)
+
     @property
     def detects(self) -> bool:
         """True if a value that is not finite counts as DUE."""
@@ -203,6 +208,13 @@ def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:
 
     Where a fault changes the shape of outputs that are not decoded, every sample has changed.
     """
+    run = as_run(faulty)
+    if golden.later is None and same_runs(golden.run, run):
+        return golden.unchanged
+    return _compared(golden, run)
+
+
+def _compared(golden: GoldenRun, faulty: tuple[Outputs, ...]) -> Judgement:
     pair = golden.pair(faulty)
     alarm = pair.alarmed is not None and bool(pair.alarmed.any())
     if not pair.same_shape:

@@ -208,7 +208,7 @@ def main() -> int:
     print(f"{'':<44}{'target':>12}{'measured':>12}")
     for what, target, measured, unit in rows:
         print(f"{what:<44}{'≤ ' + f'{target:.2f} {unit}':>12}{f'{measured:.2f} {unit}':>12}")
-    print(f"cp of the same 1 GB: {cp_s:.2f} s, so its target is 2 × {cp_s:.2f} + 1.5 s")
+    print(f"cp of the same 1 GB: {cp_s:.2f} s, so its target is 2 × {cp_s:.2f} + 1.0 s")
     print(f"memory of the draw: {draw_mb:.1f} MB")
     print(before)
     if given.json:

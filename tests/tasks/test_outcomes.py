@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.campaign.spec.settings import DUE
+from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.tasks.kinds.classification import CLASSES, CLASSIFICATION
 from onnxfi.tasks.kinds.deviation import DEVIATION
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge, unpacked
@@ -325,3 +326,12 @@ def test_what_is_found_by_blocks_is_found_row_by_row(classes: int) -> None:
     ]
     for name in whole.keys() - {"max_abs", "rel_l2", "cosine"}:
         assert whole[name] == pytest.approx(sum(row[name] for row in rows) / 6), name
+
+
+@given(st.lists(st.lists(st.sampled_from(CORNERS), min_size=3, max_size=3), min_size=1, max_size=6), st.booleans())
+def test_outputs_without_a_changed_bit_are_judged_once_and_as_all_others(rows: list[list[float]], due: bool) -> None:
+    scores = np.array(rows, np.float32)
+    golden = GoldenRun.of(scores, None, CLASSIFICATION, "logits", 0.0, DUE if due else ())
+    first, again = judge(golden, scores.copy()), judge(golden, scores.copy())
+    assert first is again and first.outcome == "masked"
+    assert first == judge(golden, (Outputs(np.arange(len(rows)), {"other name": scores}),))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from onnxfi.campaign.execute.activation_faults import InstrumentedModel, needs_numbers
 from onnxfi.campaign.execute.activation_routes import (
@@ -95,6 +95,8 @@ class TrialExecutor:
         self.opened, self.kept_bytes = opened, kept_bytes
         self.golden_runs = GoldenRuns(opened, session)
         self.cache = RouteCache(kept_bytes // 2)
+        self._reader: LineReader | None = None
+        self._read_ahead: dict[tuple[str, ...], Faults] = {}
         self._segments: list[tuple[WeightRoutes, ActivationRoutes] | None] = []
 
     @classmethod
@@ -319,8 +321,13 @@ class TrialExecutor:
 
     def faults(self, header: Header, lines: Sequence[str]) -> Faults:
         """Return the faults of a trial from its lines in a fault list."""
-        fault_targets = self.opened.fault_targets
-        reader = LineReader(header, fault_targets.targets, "the store", lambda: fault_targets.listed(header))
+        if (known := self._read_ahead.pop(tuple(lines), None)) is not None:
+            return known
+        reader = self._reader
+        if reader is None or reader.header is not header:
+            fault_targets = self.opened.fault_targets
+            listed = partial(fault_targets.listed, header)
+            self._reader = reader = LineReader(header, fault_targets.targets, "the store", listed)
         [(_, faults)] = reader.trials(enumerate(lines, 1))
         return faults
 
@@ -356,6 +363,7 @@ class TrialExecutor:
         words: dict[int, InjectedWords] = {}
         weights: dict[int, tuple[Faults, Route]] = {}
         shared = {Route.CHANNEL_DELTA, *((Route.PARTIAL,) if self.by_batch else ())}
+        self._read_ahead.clear()
         for number, lines in enumerate(trials):
             faults = self.faults(header, lines)
             if not len(faults):
@@ -366,6 +374,8 @@ class TrialExecutor:
                 rows[number], words[number] = trial.one, trial.words
             elif not trial.activations and route in shared:
                 weights[number] = faults, route
+            elif len(faults) == 1:  # it runs alone, soon
+                self._read_ahead[tuple(lines)] = faults
         alone = self.activations.run_samples(rows, golden)
         alone = {number: replace(found, words=words[number].rows()) for number, found in alone.items()}
         return alone | self.weights.together(weights, golden)
