@@ -10,8 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from onnxfi.campaign.report.findings import Curve
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden
-from onnxfi.campaign.run.runner import run
+from onnxfi.campaign.run.runner import Running, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError
 from onnxfi.graph.model.loading import load
@@ -32,16 +31,19 @@ from onnxfi.graph.write.output_file import make_folder
 
 #: The stores of an assessment, in its folder.
 RANKING, SWEEP = "ranking.db", "sweep.db"
-#: The share of the time after which the ranking ends, and the sweep.
-_RANKING_SHARE, _SWEEP_SHARE = 0.6, 0.92
-#: Seconds that are kept for the verdict and the page, at most, and the share of the time.
-_LAST_S, _LAST_SHARE = 12.0, 0.3
-#: Trials at a rate that decide where the knee is, and those that the plan holds for each.
+#: The share of the time after which the ranking ends.
+_RANKING_SHARE = 0.6
+#: The share of the time after which a first assessment is made, of the trials so far.
+_EARLY_SHARE = 0.25
+#: Share of the time that is kept for the end before it was timed; times the end took once, for one with more trials.
+_END_SHARE, _END_AGAIN = 0.1, 1.4
+#: Trials at a rate that decide where the knee is, and those around it at first; where time is left, twice as many.
 _FEW, _MANY = 4, 24
 #: Samples that trials are judged on where nobody says how many.
 SAMPLES = 100
 
 OnPhase = Callable[[str], None]
+OnFound = Callable[["Assessment"], object]
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def assess(
     environment: Environment | None = None,
     out: str | Path | None = None,
     workers: int = 0,
+    began: float | None = None,
     on_phase: OnPhase | None = None,
+    on_found: OnFound | None = None,
     **fields: Any,
 ) -> Assessment:
     """Assess in a given time what breaks a network under bit flips in its weights, where, and how sure that is.
@@ -133,8 +137,13 @@ def assess(
         Folder of the stores; by default MODEL-stem.assess. Those of an earlier assessment are extended.
     workers : int
         Processes that run trials, as in `run`.
+    began : float, optional
+        Monotonic time from which `time_s` counts; by default that of the call.
     on_phase : callable, optional
         Called with a line on what begins.
+    on_found : callable, optional
+        Called with what there is after a quarter of the time, and with all at the end; it may write a page. What the
+        first call takes is kept free for the second, so that this is part of the time, too.
     **fields
         Further fields of a campaign, as `samples`, `include` or `provider`.
 
@@ -156,27 +165,23 @@ def assess(
     >>> found.ranking is not None and found.verdict.sentences[0].startswith("Without faults")
     True
     """
-    making = _Making(time.monotonic(), time_s, Path(out or f"{Path(model).stem}.assess"), workers, on_phase)
     given = {"samples": SAMPLES, "confidence": 0.95, **fields}
     base = {"model": str(model), "data": data, **given}
+    making = _Making(
+        time.monotonic() if began is None else began, time_s, Path(out or f"{Path(model).stem}.assess"), base, workers,
+        environment, on_phase, on_found,
+    )  # fmt: skip
     opened = load(str(model), allow_links=bool(fields.get("allow_links", False)))
     making.phase("counting the effect of every bit flip on its word")
-    counted = census(opened, Campaign(**base, rank="layer").draws[0].selector)
+    making.census = census(opened, Campaign(**base, rank="layer").draws[0].selector)
     make_folder(making.folder)
     stopped = False
     try:
-        making.rank(Campaign(**base, rank="layer", method="asymptotic"))
-        making.sweep(base, counted.whole.bits)
+        making.rank()
+        making.sweep()
     except KeyboardInterrupt:
         stopped = True
-    ranking, sweep = making.report(RANKING), making.report(SWEEP)
-    budget = None
-    if environment is not None and ranking is not None:
-        budget = fit(making.folder / RANKING, environment)
-    sentences = verdict(counted, ranking, sweep, budget)
-    return Assessment(
-        making.folder, counted, ranking, sweep, budget, sentences, time.monotonic() - making.began, stopped
-    )  # fmt: skip
+    return making.find(stopped=stopped)
 
 
 @dataclass
@@ -186,63 +191,107 @@ class _Making:
     began: float
     time_s: float
     folder: Path
+    base: dict[str, Any]
     workers: int
+    environment: Environment | None
     on_phase: OnPhase | None
+    on_found: OnFound | None
+    census: Census = field(init=False)
+    end_s: float = field(init=False)
+    opening_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.end_s = _END_SHARE * self.time_s
 
     def phase(self, text: str) -> None:
         """Say what begins."""
         if self.on_phase is not None:
             self.on_phase(text)
 
-    def until(self, share: float) -> float:
-        """Return the monotonic time at which a share of the time is over, less what the end takes."""
-        return self.began + share * max(self.time_s - min(_LAST_S, _LAST_SHARE * self.time_s), 0.0)
+    @property
+    def last(self) -> float:
+        """The monotonic time at which the last trial ends, so that what follows fits."""
+        return self.began + self.time_s - self.end_s
 
-    @cached_property
-    def _end(self) -> float:
-        return self.began + self.time_s
+    @property
+    def opens_again(self) -> bool:
+        """True if there is time to open a campaign, and for a trial."""
+        return time.monotonic() + self.opening_s < self.last
 
-    def rank(self, campaign: Campaign) -> None:
-        """Rank layers until its share of the time is over; InputError if no trial can begin in it."""
-        self.phase("ranking layers by what a flip in them damages")
-        running = run(campaign, self.folder / RANKING, workers=self.workers, golden=cached_golden)
+    def open(self, campaign: Campaign, name: str, strata: set[int] | None = None) -> Running:
+        """Begin a campaign, and learn how long that takes."""
         now = time.monotonic()
-        if now >= self._end and not running.outcomes.total():
+        running = run(campaign, self.folder / name, workers=self.workers, golden=cached_golden, strata=strata)
+        self.opening_s = time.monotonic() - now + 2 * running.golden_s
+        return running
+
+    def find(self, *, stopped: bool = False) -> Assessment:
+        """Return what there is, and learn how long that takes."""
+        now = time.monotonic()
+        ranking, sweep = self.report(RANKING), self.report(SWEEP)
+        budget = None
+        if self.environment is not None and ranking is not None:
+            budget = fit(self.folder / RANKING, self.environment)
+        sentences = verdict(self.census, ranking, sweep, budget)
+        found = Assessment(
+            self.folder, self.census, ranking, sweep, budget, sentences, time.monotonic() - self.began, stopped
+        )  # fmt: skip
+        if self.on_found is not None and found.reports:
+            self.on_found(found)
+            self.end_s = min(_END_AGAIN * (time.monotonic() - now), self.time_s / 2)
+        return found
+
+    def rank(self) -> None:
+        """Rank layers until its share of the time is over, or all where a sweep has no room; time the end on the way.
+
+        InputError if no trial can begin.
+        """
+        self.phase("ranking layers by what a flip in them damages")
+        campaign = Campaign(**self.base, rank="layer", method="asymptotic")
+        running = self.open(campaign, RANKING)
+        now = time.monotonic()
+        if now >= self.began + self.time_s and not running.outcomes.total():
             running.close()
             needed = now - self.began
             raise InputError(
                 f"{self.time_s:g} s are too short for one golden run and a trial: opening the model, two golden runs "
                 f"and the canary took {needed:.2g} s; give {math.ceil(2 * needed + 2 * running.golden_s + 1)} s or more"
             )
+        first, seen = now + running.golden_s, False
         with closing(running):
-            for _ in running.until(max(self.until(_RANKING_SHARE), now + 2 * running.golden_s)):
-                pass
+            for _ in running:
+                now = time.monotonic()
+                if not seen and now >= self.began + _EARLY_SHARE * self.time_s:
+                    seen = bool(self.find().reports)
+                sweeps = self.last - now > 2 * self.opening_s
+                if now >= max(
+                    first, min(self.began + _RANKING_SHARE * self.time_s, self.last) if sweeps else self.last
+                ):
+                    return
 
-    def sweep(self, base: dict[str, Any], bits: int) -> None:
+    def sweep(self) -> None:
         """Find the knee by bisection, and go on around it until the time is over."""
-        rates, curve = sweep_rates(bits), Curve()
-        end = self.until(_SWEEP_SHARE)
-        while time.monotonic() < end and (place := next_rate(len(rates), curve)) is not None:
+        rates, curve = sweep_rates(self.census.whole.bits), Curve()
+        while self.opens_again and (place := next_rate(len(rates), curve)) is not None:
             self.phase(f"bisecting to the knee: {rates[place]:g} per bit")
-            self._run_rates(base, rates, _FEW, {place}, end)
+            self._run_rates(rates, _FEW, {place})
             found = self.report(SWEEP)
             if found is None:
                 return
             curve = Curve.of(found)
             if place not in curve.losses:
                 return
-        around = curve.around(len(rates))
-        if time.monotonic() < end and around:
-            self.phase(f"more trials around the knee, {rates[min(around)]:g} to {rates[max(around)]:g} per bit")
-            self._run_rates(base, rates, _MANY, around, end)
+        around, repeat = curve.around(len(rates)), _MANY
+        while around and self.opens_again:
+            low, high = rates[min(around)], rates[max(around)]
+            self.phase(f"{repeat} trials at each rate around the knee, {low:g} to {high:g} per bit")
+            self._run_rates(rates, repeat, around)
+            repeat *= 2
 
-    def _run_rates(
-        self, base: dict[str, Any], rates: tuple[float, ...], repeat: int, places: set[int], end: float
-    ) -> None:
-        campaign = Campaign(**base, ber=rates, repeat=repeat)
-        running = run(campaign, self.folder / SWEEP, workers=self.workers, golden=cached_golden, strata=places)
-        with closing(running):
-            for _ in running.until(end):
+    def _run_rates(self, rates: tuple[float, ...], repeat: int, places: set[int]) -> None:
+        campaign = Campaign(**self.base, ber=rates, repeat=repeat)
+        with closing(self.open(campaign, SWEEP, places)) as running:
+            for _ in running.until(self.last):
                 pass
 
     def report(self, name: str) -> Report | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ def command(
     onnxfi assess model.onnx --data images.npz
     onnxfi assess model.onnx --data images.npz --time 20m --environment environment.yaml -o report
     """
+    began = time.monotonic()
     from onnxfi.analysis.assess import assess
     from onnxfi.analysis.environment import load_environment
     from onnxfi.cli.terminal import print_json, print_note
@@ -87,17 +89,18 @@ def command(
     place = out or Path(f"{model.stem}.assess")
     check_folder(place)
     here = None if environment is None else load_environment(environment)
+    written: list[Path | None] = []
     found = assess(
-        model, data, time_s=time_s, environment=here, out=place,
-        workers=_workers(flags) if workers is None else workers, on_phase=None if as_json else print_note, **given,
+        model, data, time_s=time_s, environment=here, out=place, began=began,
+        workers=_workers(flags) if workers is None else workers, on_phase=None if as_json else print_note,
+        on_found=lambda made: written.append(_write_page(made)), **given,
     )  # fmt: skip
-    written = _write_page(found)
     if as_json:
         print_json(found.document())
         return
     _print(found)
-    if written is not None:
-        click.echo(f"wrote {written}")
+    if written and written[-1] is not None:
+        click.echo(f"wrote {written[-1]}")
 
 
 def _workers(flags: dict[str, Any]) -> int:
@@ -112,8 +115,6 @@ def _write_page(found: Assessment) -> Path | None:
     from onnxfi.cli.terminal import print_note
     from onnxfi.errors import OutputError
 
-    if not found.reports:
-        return None
     try:
         return write_assessment(found, found.folder / "index.html")
     except OutputError as error:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two updates of the progress: of the bar on a terminal, and of lines elsewhere.
 _BAR_S, LINE_S = 0.5, 60.0
+#: What is kept of --time for the report: a share, and seconds at most.
+_REPORT_SHARE, _REPORT_S = 0.05, 5.0
 #: Longest text of --shard.
 _MAX_SHARD_LENGTH = 40
 
@@ -230,7 +232,8 @@ def follow(running: Running, n_workers: int, began: float, time_s: float | None 
     errors = 0
     try:
         with closing(running), show_progress(running, n_workers) as on_progress:
-            for result in running.until(None if time_s is None else began + time_s):
+            last = None if time_s is None else began + time_s - min(_REPORT_SHARE * time_s, _REPORT_S)
+            for result in running.until(last):
                 errors += result.error is not None
                 on_progress(result)
     except KeyboardInterrupt:

@@ -126,7 +126,8 @@ class CampaignRates:
             look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
             if look is not None and look.method != "simple":
                 return cls(*head, *_scored(opened, golden["rows"], confidence), strata, look)
-            fold = RateSums(declared_task(opened), strata, cells, confidence, look)
+            homes = cells if _have_homes(cells, strata) else []
+            fold = RateSums(declared_task(opened), strata, homes, confidence, look)
             samples = fold.read(opened, golden["rows"])
         rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
         return cls(
@@ -202,6 +203,17 @@ class CampaignRates:
         others = None if self.others is None else MetricEstimate(headline.name, headline.of, self.others).row()
         found = {"causes": self.causes(), "blocks": self.blocks()}
         return {**self.summary(), **found, **folds, "sample_error": spread, "other_samples": others}
+
+
+def _have_homes(cells: list[tuple[Any, ...]], strata: tuple[dict[str, Any], ...]) -> bool:
+    """Return True if the strata divide the sites by layer and bit, so that trials of each stand for its sites.
+
+    Those of a list that a ranking drew do not: they are of tensors, or several are of the same layer.
+    """
+    keys = [(s["layer"], s["bit"]) for s in strata]
+    held = set(keys)
+    ways = ({(layer, bit), (layer, None), (None, None)} for layer, bit, _ in cells)
+    return len(held) == len(keys) and all(held & way for way in ways)
 
 
 def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:

@@ -17,11 +17,14 @@ from reported_campaigns import campaign, rows_of
 from scipy import stats
 from tiny_campaigns import altered, ran
 
+from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.report.rates import Fold
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
 from onnxfi.campaign.run.runner import run
 from onnxfi.errors import OutputError, StoreError
+from onnxfi.graph.model.loading import load
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
 from onnxfi.tasks.kinds.classification import CLASSES, CLASSIFICATION
 from onnxfi.tasks.outcomes import unpacked
@@ -296,3 +299,18 @@ def test_sdc1_is_one_number_in_every_table_and_file(here: Path) -> None:
         for name in ("layers", "classes")
     }
     assert [row["sdc1"] for row in files["layers"]] == [row["sdc_1"] for row in files["classes"]]
+
+
+@pytest.mark.parametrize("rank", ["tensor", "layer"])
+def test_a_replayed_list_of_a_ranking_has_rates_of_its_trials(here: Path, tmp_path: Path, rank: str) -> None:
+    """Its strata are tensors, or fields of bits of a layer: no trial stands for the sites of a layer and bit."""
+    made = campaign(rank=rank, seed=1)
+    plan = make_plan(made, FaultTargets.of(load(made.model)))
+    first = np.arange(2, dtype=np.uint64)
+    rows = sorted((row for s in range(len(plan.strata)) for row in plan.nth(s, first)), key=lambda row: row.trial)
+    listed = tmp_path / "ranked.jsonl"
+    listed.write_text("\n".join([plan.header.line(), *(row.lines for row in rows)]) + "\n")
+    ran(campaign(faults=listed), tmp_path / "replayed.db")
+    found, values = report(tmp_path / "replayed.db"), [row["sdc1"] for row in rows_of(tmp_path / "replayed.db")]
+    rate = found.everything.rate("sdc1")
+    assert rate is not None and rate.estimate == pytest.approx(np.mean(values)) and len(values) == len(rows)
