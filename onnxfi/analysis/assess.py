@@ -16,18 +16,19 @@ from typing import Any
 
 from onnxfi.analysis.census import Census, census
 from onnxfi.analysis.environment import Environment
-from onnxfi.analysis.fit import FitBudget, fit
+from onnxfi.analysis.fit import FitBudget, check_memories, fit
 from onnxfi.analysis.knee import next_rate, sweep_rates
 from onnxfi.analysis.verdict import Verdict, verdict
-from onnxfi.campaign.report.findings import Curve
+from onnxfi.campaign.report.findings import Curve, silent_metric
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden
 from onnxfi.campaign.run.runner import Running, run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import InputError
+from onnxfi.errors import InputError, SpecError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.write.output_file import make_folder
+from onnxfi.tasks.registry import AUTO, find_task
 
 #: The stores of an assessment, in its folder.
 RANKING, SWEEP = "ranking.db", "sweep.db"
@@ -174,6 +175,8 @@ def assess(
     opened = load(str(model), allow_links=bool(fields.get("allow_links", False)))
     making.phase("counting the effect of every bit flip on its word")
     making.census = census(opened, Campaign(**base, rank="layer").draws[0].selector)
+    if environment is not None:
+        check_memories(environment, [(row.layer, "weights", row.bits) for row in making.census.targets])
     make_folder(making.folder)
     stopped = False
     try:
@@ -230,7 +233,7 @@ class _Making:
         now = time.monotonic()
         ranking, sweep = self.report(RANKING), self.report(SWEEP)
         budget = None
-        if self.environment is not None and ranking is not None:
+        if self.environment is not None and ranking is not None and ranking.everything.rate(ranking.task.headline):
             budget = fit(self.folder / RANKING, self.environment)
         sentences = verdict(self.census, ranking, sweep, budget)
         found = Assessment(
@@ -247,8 +250,7 @@ class _Making:
         InputError if no trial can begin.
         """
         self.phase("ranking layers by what a flip in them damages")
-        campaign = Campaign(**self.base, rank="layer", method="asymptotic")
-        running = self.open(campaign, RANKING)
+        running = self._open_ranking()
         now = time.monotonic()
         if now >= self.began + self.time_s and not running.outcomes.total():
             running.close()
@@ -268,6 +270,18 @@ class _Making:
                     first, min(self.began + _RANKING_SHARE * self.time_s, self.last) if sweeps else self.last
                 ):
                     return
+
+    def _open_ranking(self) -> Running:
+        """Begin a ranking by the silent errors of the task, or by changed answers where it turns out to have no rate."""
+        task = self.base.get("task", AUTO)
+        by = {} if task == AUTO else {"rate": silent_metric(find_task(task)).name}
+        ranking = Campaign(**self.base, rank="layer", method="asymptotic", **by)
+        try:
+            return self.open(ranking, RANKING)
+        except SpecError as error:
+            if by or error.field != "rate":
+                raise
+            return self.open(Campaign(**self.base, rank="layer", method="asymptotic", rate="sdc_samples"), RANKING)
 
     def sweep(self) -> None:
         """Find the knee by bisection, and go on around it until the time is over."""

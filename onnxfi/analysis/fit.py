@@ -234,18 +234,27 @@ def fit(
             f"two stores have faults in {measured[0].kind}; give one store for weights, one for activations"
         )
     parts = tuple(part for one in measured for part in _parts(one, environment))
-    if all(part.memory is None for part in parts):
-        kinds = " and ".join(one.kind for one in measured)
+    check_memories(environment, [(part.part.layer, part.part.kind, part.part.bits) for part in parts])
+    level = 1 - sum(1 - one.confidence for one in measured)
+    return FitBudget(environment, measured[0].rate, measured[0].label, level, parts, measured)
+
+
+def check_memories(environment: Environment, parts: Sequence[tuple[str, str, int]]) -> None:
+    """Refuse an environment that holds no part of a network, or in a memory more than fits.
+
+    `parts` are layer, kind (weights or activations) and bits of each.
+    """
+    homes = [environment.memory_of(layer, kind) for layer, kind, _ in parts]
+    if not any(homes):
+        kinds = " and ".join(dict.fromkeys(kind for _, kind, _ in parts))
         raise SpecError(f"no memory of the environment holds the {kinds} of this network; add them to its holds")
     for memory in environment.memories:
-        held = sum(part.part.bits for part in parts if part.memory == memory)
+        held = sum(bits for home, (_, _, bits) in zip(homes, parts, strict=True) if home == memory)
         if held > 8 * memory.size_bytes:
             raise SpecError(
                 f"memory {memory.name!r} has {memory.size_bytes:,} bytes, but what it holds takes {-(-held // 8):,}; "
                 f"give its true size, or let holds name the layers in it"
             )
-    level = 1 - sum(1 - one.confidence for one in measured)
-    return FitBudget(environment, measured[0].rate, measured[0].label, level, parts, measured)
 
 
 def _parts(one: Vulnerabilities, environment: Environment) -> list[FitPart]:

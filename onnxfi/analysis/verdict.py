@@ -13,6 +13,8 @@ from onnxfi.campaign.report.findings import (
     WIDEST,
     golden_sentence,
     harm_sentences,
+    harm_shares,
+    listed,
     single_sentences,
     sweep_sentences,
 )
@@ -54,10 +56,10 @@ def verdict(
             f"In the given environment {_number(low)} to {_number(high)} FIT are upsets that damage answers "
             f"undetected, of {_number(budget.raw[1])} FIT raw."
         )
-    share = counted.whole.share("catastrophic")
+    share, bits = counted.whole.share("catastrophic"), _catastrophic_bits(counted)
     lines.append(
-        f"Of all single bit flips {100 * share:.2g} % make a number grow by 2^16 or more, or not finite; the bits are "
-        f"{', '.join(_catastrophic_bits(counted)) or 'none'}."
+        f"Of all single bit flips {100 * share:.2g} % make a number grow by 2^16 or more, or not finite"
+        + (f", nearly always at bit {listed(bits)}." if bits else ".")
     )
     return Verdict(tuple(lines), tuple(_commands(ranking, sweep, counted)))
 
@@ -86,8 +88,12 @@ def _commands(ranking: CampaignRates | None, sweep: CampaignRates | None, counte
                 spec = opened.get("spec")
             if text := command_of(spec, str(one.store)):
                 yield text
-    model = shlex.quote(counted.model)
-    yield f"onnxfi protect {model} --data CALIBRATION --with range:clip --with nan-filter -o protected.onnx"
+    if ranking is not None and any(share > 0 for _, share in harm_shares(ranking, "layer")):
+        plan = shlex.quote(str(ranking.store.parent / "plan.yaml"))
+        yield f"onnxfi plan-protection {shlex.quote(str(ranking.store))} --budget bytes=2% -o {plan}"
+    if any(row.key.startswith(("float", "bfloat")) and 2 * row.bits > counted.whole.bits for row in counted.formats):
+        model = shlex.quote(counted.model)
+        yield f"onnxfi protect {model} --data CALIBRATION --with range:clip --with nan-filter -o protected.onnx"
 
 
 def _catastrophic_bits(counted: Census) -> list[str]:

@@ -42,7 +42,7 @@ def test_it_says_what_its_stores_hold(place: tuple[Path, Assessment], monkeypatc
     golden = found.ranking.golden["metrics"]["top1"]
     assert found.verdict.sentences[0] == f"Without faults top-1 is {100 * golden:.2f} %, on 16 samples."
     assert f"{found.ranking.everything.trials:,} trials" in text and "Of all single bit flips 3.1 %" in text
-    assert "In the given environment" in text and "the bits are 30 of float32" in text
+    assert "In the given environment" in text and "nearly always at bit 30 of float32" in text
     assert not found.stopped and found.document()["folder"] == "a"
     assert sum(share for _, share in harm_shares(found.ranking, "bit")) == pytest.approx(1)
     measured = [fold for fold in found.sweep.by_rate if fold.trials]

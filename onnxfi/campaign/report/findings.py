@@ -160,29 +160,38 @@ def golden_sentence(one: CampaignRates) -> str:
 
 def sweep_sentences(found: CampaignRates) -> Iterator[str]:
     """Yield the rate up to which the network keeps its answers, and what happens beyond."""
-    metric, golden = measured(found)
+    metric, _ = measured(found)
     curve, (unit, population) = Curve.of(found), _drawn_from(found)
-    for place, verb in ((curve.kept, "keeps its answers"), (curve.lost, "does not")):
+    for place in (curve.kept, curve.lost):
         if place is None or place < 0:
             continue
         fold = found.by_rate[place]
         i = fold.rate(metric.name)
-        if i is None:
-            continue
-        worst = i.low if metric.better == "higher" else i.high
-        least = "at least" if metric.better == "higher" else "at most"
-        flips = f", {_number(float(fold.key) * population)} faults on average" if unit != "sample" else ""
-        open_yet = place == curve.kept and metric.bounds == (0, 1) and abs(golden - worst) > KEPT + WIDEST
-        does = "seems to keep its answers, on too few trials to be sure" if open_yet else verb
-        yield (
-            f"At {fold.key} per {unit}{flips}, the network {does}: {metric.label} "
-            f"{metric.text(i.estimate)}, {least} {metric.text(worst)} ({fold.trials:,} trials)."
-        )
+        if i is not None:
+            flips = f" ({_number(float(fold.key) * population)} faults on average)" if unit != "sample" else ""
+            yield f"At {fold.key} per {unit}{flips} {_kept_or_lost(found, metric, i, fold.trials, place == curve.kept)}."
     if curve.lost is None and curve.losses:
-        yield "No rate of the sweep costs a point."
+        yield "No measured rate costs a point; higher ones would show where that begins."
     if curve.kept < 0 and curve.losses:
         yield "Every rate of the sweep costs more than a point; lower rates would show where that begins."
     yield from turned_into_due(found)
+
+
+def _kept_or_lost(found: CampaignRates, metric: Metric, i: Interval, trials: int, kept: bool) -> str:
+    """Return what becomes of a metric at a rate, and whether the trials are enough to be sure."""
+    _, golden = measured(found)
+    higher = metric.better == "higher"
+    worst, best = (i.low, i.high) if higher else (i.high, i.low)
+    text, n = metric.text(i.estimate), f"{trials:,} trial{'s' if trials != 1 else ''}"
+    bound = "at least" if higher else "at most"
+    if kept:
+        if abs(golden - worst) <= WIDEST:
+            return f"the network keeps its answers: {metric.label} {text}, {bound} {metric.text(worst)} ({n})"
+        few = f"{n} {'are' if trials != 1 else 'is'} too few to exclude {metric.text(worst)}"
+        return f"no loss was seen: {metric.label} {text}, but {few}"
+    sure = best < golden if higher else best > golden
+    ends = f"between {metric.text(i.low)} and {metric.text(i.high)}"
+    return f"the network loses answers: {metric.label} {text}, {ends} ({n}{'' if sure else ', too few to be sure'})"
 
 
 def turned_into_due(found: CampaignRates) -> Iterator[str]:
@@ -234,7 +243,7 @@ def _weakest(found: CampaignRates, metric: Metric) -> Iterator[str]:
     """Yield the layer with the highest rate, and whether that is sure."""
     rows = [(fold.key, i) for fold in found.by_layer if fold.trials and (i := fold.estimated(metric.name)) is not None]
     rows.sort(key=lambda row: -row[1].estimate)
-    if len(rows) < 2 or rows[0][1].estimate <= 0:
+    if len(rows) < 2 or rows[0][1].estimate <= 0 or rows[0][1].half_width > WIDEST:
         return
     (name, first), others = rows[0], rows[1:]
     sure = all(first.low > i.high for _, i in others)

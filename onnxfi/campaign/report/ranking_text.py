@@ -8,6 +8,8 @@ from onnxfi.campaign.run.adaptive_rounds import RankedPart, Ranking
 
 #: Parts that are named in a sentence.
 _MOST_NAMES = 6
+#: A high end above which an interval that starts at 0 says nothing.
+_NO_NEWS = 0.5
 
 
 def sentences(ranking: Ranking) -> Iterator[str]:
@@ -16,6 +18,9 @@ def sentences(ranking: Ranking) -> Iterator[str]:
     top = min(standing.top, len(rows))
     if not any(row.interval.low > 0 for row in rows):
         most = max(row.interval.high for row in rows)
+        if most > _NO_NEWS:
+            yield f"too few trials yet to say of any {by} how often it does damage; the same command goes on"
+            return
         yield f"no {by} has a rate that is surely above 0: all are below {100 * most:.3g} %, not to be distinguished"
         return
     if standing.settled and len(rows) > 1:
