@@ -272,7 +272,7 @@ class _Making:
                     return
 
     def _open_ranking(self) -> Running:
-        """Begin a ranking by the silent errors of the task, or by changed answers where it turns out to have no rate."""
+        """Begin a ranking by the silent errors of the task, or by changed answers where it lacks that rate."""
         task = self.base.get("task", AUTO)
         by = {} if task == AUTO else {"rate": silent_metric(find_task(task)).name}
         ranking = Campaign(**self.base, rank="layer", method="asymptotic", **by)

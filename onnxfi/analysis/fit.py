@@ -15,7 +15,7 @@ from onnxfi.analysis.residency import resident_shares
 from onnxfi.analysis.vulnerability import Vulnerabilities, Vulnerability, vulnerabilities
 from onnxfi.errors import InputError, SpecError
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.model.loading import load
+from onnxfi.graph.model.loading import Model, load
 from onnxfi.statistics.intervals import Interval
 
 #: The ends of a figure and the middle: low, estimate, high.
@@ -42,7 +42,9 @@ class FitPart:
     @property
     def fit(self) -> Range:
         """Undetected upsets that damage an answer in 10^9 hours: bits · λ · residency · PVF · (1 − coverage)."""
-        left = self.residency * (1 - (0.0 if self.memory is None else self.memory.coverage))
+        if self.memory is None:
+            return 0.0, 0.0, 0.0
+        left = self.residency * (1 - self.memory.coverage)
         i = self.part.pvf
         low, middle, high = (raw * pvf * left for raw, pvf in zip(self.raw, (i.low, i.estimate, i.high), strict=True))
         return low, middle, high
@@ -260,20 +262,29 @@ def check_memories(environment: Environment, parts: Sequence[tuple[str, str, int
 def _parts(one: Vulnerabilities, environment: Environment) -> list[FitPart]:
     shares: dict[str, float] = {}
     if one.kind == "activations":
-        if environment.busy is None:
-            raise SpecError(
-                "activations are in memory while an inference runs; add to the environment "
-                "inference: {rate: 30 /s, latency: 12 ms}"
-            )
         model = load(one.model)
         if model.digest != one.digest:
             raise InputError(f"{one.model!r} is another file than the one that {str(one.store)!r} was run on")
-        shares = resident_shares(model)
-    busy = 1.0 if one.kind == "weights" else environment.busy or 0.0
+        shares = residencies(model, one.kind, environment)
     return [
-        FitPart(part, environment.memory_of(part.layer, part.kind), shares.get(part.layer, 1.0) * busy)
-        for part in one.parts
+        FitPart(part, environment.memory_of(part.layer, part.kind), shares.get(part.layer, 1.0)) for part in one.parts
     ]
+
+
+def residencies(model: Model, kind: str, environment: Environment) -> dict[str, float]:
+    """Return the share of time in which what a layer holds is in memory; 1 where a layer is not named.
+
+    Weights always are; activations in a part of each inference, while one runs.
+    """
+    if kind == "weights":
+        return {}
+    busy = environment.busy
+    if busy is None:
+        raise SpecError(
+            "activations are in memory while an inference runs; add to the environment "
+            "inference: {rate: 30 /s, latency: 12 ms}"
+        )
+    return {layer: share * busy for layer, share in resident_shares(model).items()}
 
 
 def _sum(ranges: Any) -> Range:

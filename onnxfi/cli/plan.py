@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     metavar="STORE",
     help="Estimate the cost from the trials in this store, of a small campaign on the same model.",
 )
+@click.option(
+    "--environment",
+    type=PATH,
+    metavar="FILE",
+    help="With --single --trials: draw sites by their exposure in this environment (YAML): bits by upset rate and time in memory.",
+)
 @click.option("--print-spec", is_flag=True, help="Print the campaign as a YAML spec instead.")
 @JSON
-def command(source: Path, out: Path | None, times: Path | None, print_spec: bool, as_json: bool, **flags: Any) -> None:
+def command(
+    source: Path, out: Path | None, times: Path | None, environment: Path | None, print_spec: bool, as_json: bool, **flags: Any
+) -> None:  # fmt: skip
     """Print the number of trials of a campaign and their cost, and write them as a fault list.
 
     With --data the golden run is timed to estimate the cost; with --times, the trials of a store are.
@@ -39,6 +47,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     onnxfi plan model.onnx --ber 1e-7:1e-3 -o plan.jsonl
     onnxfi plan model.onnx --data images.npz --ber 1e-7:1e-3 --print-spec > campaign.yaml
     onnxfi plan model.onnx --single --trials 1000000 --times small.onnxfi.db
+    onnxfi plan model.onnx --single --trials 1000 --environment environment.yaml -o exposed.jsonl
     """
     from onnxfi.campaign.plan.plan import write_plan
     from onnxfi.campaign.results.trial_cost import recorded
@@ -50,6 +59,8 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
 
     campaign = campaign_of(source, flags)
     if print_spec:
+        if environment is not None:
+            raise click.UsageError("--environment makes a fault list; write it with --out instead of --print-spec")
         if out is not None or times is not None or as_json:
             raise click.UsageError("--print-spec cannot be combined with --out, --times or --json")
         click.echo(spec_file.print_spec(campaign), nl=False)
@@ -57,7 +68,14 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     if out is not None:  # refused before anything is run
         check_output_files(None, [out])
     cost, trial_s = None, None
-    if times is None:
+    if environment is not None:
+        from onnxfi.analysis.environment import load_environment
+        from onnxfi.analysis.exposure import plan_by_exposure
+
+        if times is not None:
+            raise click.UsageError("--times has no effect with --environment; leave it out")
+        made = plan_by_exposure(campaign, load_environment(environment))
+    elif times is None:
         made, trial_s = plan(campaign)
     else:
         made = planned(campaign)

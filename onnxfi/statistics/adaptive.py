@@ -335,13 +335,13 @@ def _root(evidence: Callable[[float], float], least: float, most: float, near: f
     return most if evidence(most) > 0 else float(brentq(evidence, least, most, xtol=1e-12, rtol=1e-9))
 
 
-def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99) -> Interval:
+def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99, *, fewest: int = _FEWEST) -> Interval:
     """Return the interval of the estimate from the variance of the scores: Student's t in Wilson's form, at 0.6 alpha.
 
     V = max(Σ w² (Ỹ - p)² / (Σ w)², v / T) is the variance of the estimate p, at least the
     variance that the last round expects; Wilson's interval is taken for p (1 - p) / V trials with the t quantile of
-    (Σ w)² / Σ w² - 1 degrees of freedom. Before max(200, 4 strata) trials, or a quarter of the population, it is as
-    wide as the bounds. Like every interval from an estimated variance it is too narrow if a rare critical fault has
+    (Σ w)² / Σ w² - 1 degrees of freedom. Before max(`fewest`, 4 strata) trials, or a quarter of the population, it is
+    as wide as the bounds. Like every interval from an estimated variance it is too narrow if a rare critical fault has
     not been drawn yet.
     """
     from scipy.special import stdtrit
@@ -349,7 +349,7 @@ def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99) -
     alpha = SPENT * (1 - confidence)
     least, most = scores.bounds
     trials, p, w = len(scores.value), estimate(scores), scores.weight
-    if trials < min(max(_FEWEST, _FEWEST_A_STRATUM * strata), scores.population // 4) or least == most:
+    if trials < min(max(fewest, _FEWEST_A_STRATUM * strata), scores.population // 4) or least == most:
         return _interval(least, most, p, "asymptotic", confidence)
     whole = math.fsum(w)
     expected = float(scores.variance[-1]) / trials

@@ -34,8 +34,8 @@ from onnxfi.statistics.intervals import Interval
 
 #: The share of draws that goes to groups whose place is settled.
 _SETTLED_SHARE = 0.1
-#: Draws of a group up to which a confidence sequence bounds its asymptotic interval.
-_EARLY = 800
+#: Draws of a group from which on it has an asymptotic interval, and up to which a confidence sequence bounds that.
+_FEWEST, _EARLY = 60, 800
 #: Share of the draws of a group that goes by the number of its remaining faults alone, by the method of its interval:
 #: what limits a guaranteed one is how seldom strata without an event are drawn.
 _UNIFORM_SHARES = {"guaranteed": 0.8}
@@ -93,11 +93,18 @@ class Standing:
         return not self.open_pairs
 
     @cached_property
-    def aim(self) -> float:
-        """Half the smallest distance of two groups not distinguished, at least half the margin: the size to bet on."""
+    def aims(self) -> Floats:
+        """Half the distance from which each group must be told apart ([groups]), at least half the margin.
+
+        That is the smallest one to a group with which it makes an open pair, else the smallest of all open pairs.
+        """
         middles = [0.5 if math.isnan(i.estimate) else i.estimate for i in self.intervals]
-        gaps = [abs(middles[one] - middles[other]) for one, other in self.open_pairs]
-        return max(self.margin, min(gaps, default=self.margin)) / 2
+        near = np.full(len(middles), math.inf)
+        for one, other in self.open_pairs:
+            for group in (one, other):
+                near[group] = min(near[group], abs(middles[one] - middles[other]))
+        near[np.isinf(near)] = near.min() if self.open_pairs else self.margin
+        return np.asarray(np.maximum(near, self.margin) / 2)
 
     def ranks(self) -> Iterator[tuple[int, int]]:
         """Yield each group in the order with its rank; a group that is not below the one before it has its rank."""
@@ -138,8 +145,8 @@ class GroupScores:
         each = 1 - (1 - confidence) / count
         return cls(groups, (None,) * count, (Interval(0.0, 1.0, math.nan, "none", each),) * count, each, method)
 
-    def plus(self, allocation: Allocation, drawn: Numbers, values: Floats, aim: float, weight: float) -> GroupScores:
-        """Return the scores with those of another round, drawn by this allocation."""
+    def plus(self, allocation: Allocation, drawn: Numbers, values: Floats, aims: Floats, weight: float) -> GroupScores:
+        """Return the scores with those of another round, drawn by this allocation; `aims` ([groups]) size its bets."""
         scores, intervals = list(self.scores), list(self.intervals)
         of_draw = self.groups[drawn]
         for group in np.unique(of_draw).tolist():
@@ -149,7 +156,7 @@ class GroupScores:
             here = of_draw == group
             before = scores[group]
             total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
-            draws = prepare_draws(allocation.restricted_to(strata), place[drawn[here]], aim, weight)
+            draws = prepare_draws(allocation.restricted_to(strata), place[drawn[here]], float(aims[group]), weight)
             new = score(draws, values[here], total)
             scores[group] = together = new if before is None else concatenate([before, new])
             if self.method == "asymptotic":
@@ -171,7 +178,7 @@ def _early_or_asymptotic(scores: Scores, strata: int, confidence: float) -> Inte
 
     Each has a part of alpha, so that both hold together: many groups are settled before a variance can be estimated.
     """
-    found = asymptotic_interval(scores, strata, confidence)
+    found = asymptotic_interval(scores, strata, confidence, fewest=_FEWEST)
     if len(scores.value) > _EARLY:
         return found
     early = confidence_sequence(scores, 1 - (1 - confidence) * (1 - SPENT))

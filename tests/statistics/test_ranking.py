@@ -41,7 +41,7 @@ def test_laws_of_an_order(standing: Standing) -> None:
             assert max(i.high, j.high) - min(i.low, j.low) <= standing.margin + max(i.high - i.low, j.high - j.low)
     weights = standing.weights()
     assert weights.min() >= 0 and weights.sum() == pytest.approx(1)
-    assert standing.aim >= standing.margin / 2
+    assert all(standing.aims >= standing.margin / 2) and len(standing.aims) == len(standing.intervals)
     ranks = dict(standing.ranks())
     assert ranks[standing.order[0]] == 1
     assert all(1 <= ranks[g] <= place for place, g in enumerate(standing.order, 1))
@@ -65,7 +65,7 @@ def test_one_group_has_the_interval_of_the_whole() -> None:
     known = allocate_round(sizes, parents, Moments.empty(2))
     drawn = rng.choice(2, 200, p=known.probability)
     values = rng.random(200) * (drawn == 0)
-    found = GroupScores.empty(np.array([0, 0]), 0.99).plus(known, drawn, values, 0.02, 5.0).intervals[0]
+    found = GroupScores.empty(np.array([0, 0]), 0.99).plus(known, drawn, values, np.array([0.02]), 5.0).intervals[0]
     whole = confidence_sequence(score(prepare_draws(known, drawn, 0.02, 5.0), values), 0.99)
     assert (found.low, found.high) == pytest.approx((whole.low, whole.high))
 
@@ -91,7 +91,7 @@ def rank(
         known = allocate_groups(SIZES, np.tile([0, 1], 4), seen, GROUPS, standing.weights(), method)
         drawn = rng.choice(len(SIZES), round_size(trials), p=known.probability)
         values = (rng.random(len(drawn)) < rates[drawn]).astype(float)
-        scores = scores.plus(known, drawn, values, standing.aim, 1.0 + trials)
+        scores = scores.plus(known, drawn, values, standing.aims, 1.0 + trials)
         seen = seen.add(drawn, values)
 
 

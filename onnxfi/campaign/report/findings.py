@@ -169,7 +169,8 @@ def sweep_sentences(found: CampaignRates) -> Iterator[str]:
         i = fold.rate(metric.name)
         if i is not None:
             flips = f" ({_number(float(fold.key) * population)} faults on average)" if unit != "sample" else ""
-            yield f"At {fold.key} per {unit}{flips} {_kept_or_lost(found, metric, i, fold.trials, place == curve.kept)}."
+            said = _kept_or_lost(found, metric, i, fold.trials, place == curve.kept)
+            yield f"At {fold.key} per {unit}{flips} {said}."
     if curve.lost is None and curve.losses:
         yield "No measured rate costs a point; higher ones would show where that begins."
     if curve.kept < 0 and curve.losses:
@@ -185,7 +186,7 @@ def _kept_or_lost(found: CampaignRates, metric: Metric, i: Interval, trials: int
     text, n = metric.text(i.estimate), f"{trials:,} trial{'s' if trials != 1 else ''}"
     bound = "at least" if higher else "at most"
     if kept:
-        if abs(golden - worst) <= WIDEST:
+        if metric.bounds != (0, 1) or abs(golden - worst) <= KEPT + WIDEST:
             return f"the network keeps its answers: {metric.label} {text}, {bound} {metric.text(worst)} ({n})"
         few = f"{n} {'are' if trials != 1 else 'is'} too few to exclude {metric.text(worst)}"
         return f"no loss was seen: {metric.label} {text}, but {few}"

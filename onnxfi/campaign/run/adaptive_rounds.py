@@ -50,6 +50,10 @@ _FIRST_SIMPLE, _NEXT_SIMPLE = 100, 10
 _GUESS = 0.02
 
 
+#: What was known before a round: its allocation, and the aim of each ranked part.
+Known = tuple[Allocation, Floats]
+
+
 @dataclass(frozen=True)
 class Look:
     """An estimate of the measured rate after the complete rounds, with the requested precision.
@@ -197,11 +201,11 @@ class Seen:
         """Trials of complete rounds."""
         return int(self.moments.n.sum())
 
-    def plus(self, draws: RoundDraws, values: Floats, known: Allocation | None = None) -> Seen:
-        """With another round; where parts are ranked, with all that was known of each stratum before it."""
+    def plus(self, draws: RoundDraws, values: Floats, known: Known | None = None) -> Seen:
+        """With another round; where parts are ranked, with all that was known of each stratum and part before it."""
         before, ranked = self.scores, self.ranked
         if ranked is not None and known is not None:
-            ranked = ranked.plus(known, draws.stratum, values, draws.half_width, draws.weight)
+            ranked = ranked.plus(known[0], draws.stratum, values, known[1], draws.weight)
         total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
         scores = score(draws, values, total)
         return Seen(
@@ -285,14 +289,16 @@ def look_at(store: Store, seen: Seen | None = None, confidence: float | None = N
     )  # fmt: skip
 
 
-def _known(store: Store, number: int, layout: Layout, seen: Seen) -> Allocation | None:
-    """Return the allocation of a round, as it was known before it; None if no part is ranked by it."""
+def _known(store: Store, number: int, layout: Layout, seen: Seen) -> Known | None:
+    """Return the allocation of a round and the aims of parts, as known before it; None if no part is ranked by it."""
     if seen.ranked is None:
         return None
     asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
     chances = np.array([chance for (chance,) in store.db.execute(asked, (number,))])
     left = layout.sizes - seen.moments.n
-    return Allocation(left, chances, *shrunken_moments(layout.parents, seen.moments))
+    length = store.get("length")
+    standing = seen.ranked.standing(int(length["top"]), float(length["margin"]))
+    return Allocation(left, chances, *shrunken_moments(layout.parents, seen.moments)), standing.aims
 
 
 def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
@@ -311,7 +317,7 @@ def _draw(
         played = allocate_round(layout.sizes, layout.parents, seen.moments)
     else:
         standing = look.ranking.standing
-        half_width = standing.aim
+        half_width = float(standing.aims.min())
         played = allocate_groups(
             layout.sizes, layout.parents, seen.moments, layout.groups, standing.weights(), design.method
         )
