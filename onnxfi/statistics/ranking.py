@@ -94,7 +94,7 @@ class Standing:
 
     @cached_property
     def aims(self) -> Floats:
-        """Half the distance from which each group must be told apart ([groups]), at least half the margin.
+        """Half the distance from which each group must be distinguished ([groups]), at least half the margin.
 
         That is the smallest one to a group with which it makes an open pair, else the smallest of all open pairs.
         """

@@ -137,8 +137,8 @@ def study(folder: Path, repetitions: int, names: list[str]) -> int:
         ours, most = np.quantile(trials, (0.5, 0.95))
         looked, fixed = np.quantile(sizes, (0.5, 0.95), method="higher")
         print(f"{name:22s}{len(net.parts):4d} tensors: ranked {ours:7,.0f} (95 %: {most:,.0f}; {right} right), "
-              f"equal fixed {fixed:,.0f} ({right_equal} right), 1/{fixed / ours:.1f}; "
-              f"looking {looked:,.0f}, 1/{looked / ours:.1f}; {time.process_time() - begun:.0f} s", flush=True)  # fmt: skip
+              f"equal fixed {fixed:,.0f} ({right_equal} right), 1/{fixed / ours:.1f}; looking {looked:,.0f}, "
+              f"1/{looked / ours:.1f}; {time.process_time() - begun:.0f} s", flush=True)  # fmt: skip
         missed += ours > fixed / 5 or right < CONFIDENCE * repetitions
     return missed
 
