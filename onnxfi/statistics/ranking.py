@@ -33,9 +33,9 @@ from onnxfi.statistics.adaptive import (
 from onnxfi.statistics.intervals import Interval
 
 #: The share of draws that goes to groups whose place is settled.
-_SETTLED_SHARE = 0.1
+_SETTLED_SHARE = 0.03
 #: Draws of a group from which on it has an asymptotic interval, and up to which a confidence sequence bounds that.
-_FEWEST, _EARLY = 60, 800
+_FEWEST, _EARLY = 40, 800
 #: Share of the draws of a group that goes by the number of its remaining faults alone, by the method of its interval:
 #: what limits a guaranteed one is how seldom strata without an event are drawn.
 _UNIFORM_SHARES = {"guaranteed": 0.8}

@@ -1,6 +1,6 @@
 """Rankings by draws that go where the order is open, beside equal allocation, replayed from pools of real trials.
 
-    python scripts/bench/ranking_pool.py FOLDER          # run the pools of three networks once
+    python scripts/bench/ranking_pool.py FOLDER          # run the pools of four networks once
     python scripts/bench/ranking.py FOLDER               # 100 rankings of each network that is there, by both designs
     python scripts/bench/ranking.py FOLDER 10 NETWORK…   # 10 of some
 
@@ -27,7 +27,7 @@ from onnxfi.faults import sampling
 from onnxfi.statistics.adaptive import Moments, round_size, round_weight, simple_interval, without_exhausted
 from onnxfi.statistics.ranking import GroupScores, Standing, allocate_groups
 
-NETWORKS = ("fashion_cnn", "fashion_cnn_int8_qdq", "fashion_attention")
+NETWORKS = ("fashion_cnn", "fashion_cnn_int8_qdq", "fashion_attention", "fashion_gru")
 TOP, MARGIN, CONFIDENCE, METHOD, REPETITIONS = 5, 0.01, 0.95, "asymptotic", 100
 #: Trials at which a simulation gives up, and sites of a stratum whose order is laid down.
 MOST, LAID = 2 * 10**6, 1 << 22

@@ -1,6 +1,6 @@
 """Pools of real trials for `scripts/bench/ranking.py`: of every field of bits of every tensor of a network.
 
-    python scripts/bench/ranking_pool.py FOLDER                    # minutes a network
+    python scripts/bench/ranking_pool.py FOLDER                    # minutes for each network
     python scripts/bench/ranking_pool.py FOLDER fashion_attention  # one network
 
 Of a stratum with few sites the pool holds all, so that what is replayed from it is exact.
@@ -25,7 +25,7 @@ from onnxfi.campaign.run import runner
 
 ROOT = Path(__file__).parents[2]
 #: Networks, and how many trials of a stratum their pools hold at most.
-NETWORKS = {"fashion_cnn": 100, "fashion_cnn_int8_qdq": 60, "fashion_attention": 20}
+NETWORKS = {"fashion_cnn": 100, "fashion_cnn_int8_qdq": 60, "fashion_attention": 20, "fashion_gru": 40}
 SAMPLES = 100
 
 
