@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("plan-protection", cls=GroupedCommand, short_help="Plan which layers get which protection in a budget.")
-@click.argument("store", type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, metavar="STORE…")
 @click.option(
     "--budget",
     required=True,
@@ -36,17 +36,19 @@ if TYPE_CHECKING:
 @CODE
 @JSON
 def command(
-    store: Path, budget: str, protections: tuple[str, ...], data: Path | None, rate: str | None, workers: int,
+    stores: tuple[Path, ...], budget: str, protections: tuple[str, ...], data: Path | None, rate: str | None, workers: int,
     out: Path | None, allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Plan which layers get which protection or memory code, so that least damage remains within a budget.
 
     STORE is a campaign of single bit faults in weights or activations (onnxfi run --rank layer, or --single). One half of
-    its trials chooses the plan; the other half is run again on the planned protection and gives the forecast.
+    its trials chooses the plan; the other half is run again on the planned protection and gives the forecast. Two stores,
+    one for weights and one for activations, make a joint plan: both count by their bits in memory.
 
     \b
     onnxfi run cnn.onnx --data test.npz --rank layer -o ranked.db
     onnxfi plan-protection ranked.db --budget bytes=2%,macs=5% -o plan.yaml
+    onnxfi plan-protection weights.db activations.db --budget bytes=2%,macs=20% -o plan.yaml
     onnxfi protect cnn.onnx --plan plan.yaml -o protected.onnx
     onnxfi run protected.onnx --data test.npz --memory-code plan.yaml --single --trials 4000
     """  # fmt: skip
@@ -54,7 +56,7 @@ def command(
     from onnxfi.cli.terminal import print_json, print_note
 
     found = plan_protection(
-        store, budget, protections, data=data, rate=rate, out=out, workers=workers, allow_code=allow_code
+        stores, budget, protections, data=data, rate=rate, out=out, workers=workers, allow_code=allow_code
     )
     if as_json:
         print_json(found.document())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import chdir
 from pathlib import Path
 
@@ -66,11 +67,16 @@ def test_a_stop_assesses_what_there_is(place: tuple[Path, Assessment], monkeypat
     folder, _ = place
     monkeypatch.chdir(folder)
 
-    def stop(phase: str) -> None:
-        if phase.startswith("bisecting"):
+    seen: list[Assessment] = []
+
+    def stop(found: Assessment) -> None:
+        seen.append(found)
+        if len(seen) == 1:
             raise KeyboardInterrupt
 
-    found = assess("m.onnx", "d.npz", time_s=6, out="b", provider="cpu", samples=16, on_phase=stop)
+    early = time.monotonic() - 600  # a first assessment is due as soon as there are results
+    found = assess("m.onnx", "d.npz", time_s=2400, began=early, out="b", provider="cpu", samples=16, on_found=stop)
+    assert seen[-1] is found
     assert found.stopped and found.sweep is None and found.ranking is not None
     assert not (folder / "b" / SWEEP).exists() and (folder / "b" / RANKING).is_file()
     assert any(line.startswith("Ranking: ") for line in found.verdict.sentences)

@@ -44,6 +44,18 @@ class ProtectionOption:
     costs: tuple[float, ...]
 
 
+def is_for(text: str, kind: str) -> bool:
+    """Return True if a protection or code can act on faults in weights, or in activations.
+
+    >>> is_for("secded", "activations"), is_for("checksum", "activations"), is_for("duplicate", "weights")
+    (False, True, False)
+    """
+    name = text.partition(":")[0]
+    if kind == "weights":
+        return name not in ("duplicate", "triplicate")
+    return name not in memory_codes() and name != "clip-weights"
+
+
 def check_kinds(kinds: Sequence[str], kind: str) -> tuple[str, ...]:
     """Return protections and codes in their text form; InputError for one that is unknown, or of no use here."""
     known = [*memory_codes(), *protections()]
@@ -54,9 +66,9 @@ def check_kinds(kinds: Sequence[str], kind: str) -> tuple[str, ...]:
             raise InputError(f"unknown protection {text!r}{closest(text, known)}")
         if name == "range:tuned":
             raise InputError("range:tuned searches its own bounds for the whole network; plan with range:clip")
-        if kind == "activations" and (name in memory_codes() or name == "clip-weights"):
+        if kind == "activations" and not is_for(text, kind):
             raise InputError(f"{text} protects stored weights, but the store has faults in activations; leave it out")
-        if kind == "weights" and name in ("duplicate", "triplicate"):
+        if not is_for(text, kind):
             raise InputError(f"{text} reads the same weights again, so it finds no fault in them; leave it out")
         found.append(str(parse_memory_code(text) if name in memory_codes() else parse_protection(text)))
     return tuple(dict.fromkeys(found))

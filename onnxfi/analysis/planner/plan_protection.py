@@ -1,14 +1,15 @@
 """Planning a protection: which parts get which protection or memory code, so that least damage remains in a budget.
 
 A plan is chosen by one half of the recorded trials, and its forecast comes from the other half, run again on the
-planned protection: what was chosen because it looked well in the first half is judged by trials that had no say.
+planned protection: what was chosen because it looked well in the first half is judged by trials that had no say. With a
+store for weights and one for activations both share the budget, and count by the bits that each has in memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from onnxfi.analysis.planner.options import (
     ProtectionOption,
     check_kinds,
     find_options,
+    is_for,
     merged,
 )
 from onnxfi.analysis.planner.recorded_trials import Cell, RecordedTrials
+from onnxfi.analysis.residency import resident_shares
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
 from onnxfi.faults.trials import json_value
@@ -76,7 +79,7 @@ class PlannedProtection:
     rate, label : str
         The rate that is reduced, and its name for people.
     kind : str
-        What faults are in: weights or activations.
+        What faults are in: weights, activations, or both.
     costs, budget : tuple of float
         Bytes and operations that it takes, and that it might take.
     unprotected, forecast : Interval
@@ -113,8 +116,30 @@ class PlannedProtection:
         return {**self.plan.document(), "exact": self.choice.exact, "notes": list(self.notes)}
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Trials in weights or in activations: their share in the rate to reduce, the options, and what those do."""
+
+    recorded: RecordedTrials
+    share: float
+    options: tuple[ProtectionOption, ...]
+    effects: Mapping[ProtectionOption, Values]
+
+    def name(self, part: str) -> str:
+        """Return what a part is called in a plan."""
+        return part if self.share == 1 else f"{part} ({self.recorded.kind})"
+
+    def harm(self, part: str, option: ProtectionOption | None = None) -> float:
+        """Return the share of a part in the rate to reduce, under an option."""
+        return self.share * _harm(self.recorded, part, {} if option is None else self.effects[option])
+
+
+#: A part of one of the sides.
+_Place = tuple[int, str]
+
+
 def plan_protection(
-    store: str | Path,
+    stores: str | Path | Sequence[str | Path],
     budget: str,
     protections: Sequence[str] = (),
     *,
@@ -128,9 +153,9 @@ def plan_protection(
 
     Parameters
     ----------
-    store : str or Path
-        A campaign of single bit faults in weights or activations, by layer or tensor: `onnxfi run --rank layer`, or
-        ``--single``.
+    stores : path or sequence of paths
+        Campaigns of single bit faults in weights or in activations, by layer or tensor (`onnxfi run --rank layer`, or
+        ``--single``): one of either kind, or one of each for a joint plan.
     budget : str
         What may be spent beside the model: ``bytes=…,macs=…``, each with a unit or as a share of the model's.
     protections : sequence of str
@@ -172,17 +197,15 @@ def plan_protection(
     """
     if out is not None:
         check_output_files(None, [Path(out)], copy=False)
-    recorded = RecordedTrials.read(store, rate, allow_code=allow_code)
+    files = [stores] if isinstance(stores, str | Path) else list(stores)
+    read = tuple(RecordedTrials.read(file, rate, allow_code=allow_code) for file in files)
+    recorded = _first(read)
     limits = parse_budget(budget, model_resources(recorded))
-    kinds = check_kinds(protections or _default_kinds(recorded, data), recorded.kind)
     setting = Setting(recorded.model, Selector(), _calibration(recorded, data), recorded.campaign.engine.open())
-    options = tuple(find_options(recorded, kinds, setting))
-    if not options:
-        raise InputError(f"none of {', '.join(kinds)} can be put into this network; name others with --with")
     with scratch_folder() as folder:
-        effects = option_effects(recorded, options, folder, setting.data, workers=workers)
-        choice, chosen = _choose(recorded, options, effects, limits)
-        parts = tuple(_part(recorded, name, option, effects) for name, option in chosen.items())
+        sides = tuple(_sides(read, protections, setting, data is not None, folder, workers))
+        choice, chosen = _choose(sides, limits)
+        parts = tuple(_part(sides[k], name, option) for (k, name), option in chosen.items())
         taken = [option for option in chosen.values() if option is not None]
         entries = merged(taken)
         plan = ProtectionPlan(
@@ -194,21 +217,80 @@ def plan_protection(
         if plan.graph:
             protected = folder / "planned.onnx"
             protect(recorded.model, (), protected, data=setting.data, plan=plan)
-        after = {one.trial: one.value for one in recorded.trials}
-        for option in taken:
-            after |= effects[option]
-        after |= recorded.rerun(recorded.judging, folder, model=protected, code=plan.memory_code, workers=workers)
-    before = {one.trial: one.value for one in recorded.trials}
-    unprotected, forecast = (recorded.interval(values, recorded.judging) for values in (before, after))
-    costs = tuple(math.fsum(option.costs[k] for option in taken) for k in range(len(RESOURCES)))
-    remarks = _remarks(recorded, parts, costs, limits, unprotected, forecast, choice)
+        ends = []
+        for k, side in enumerate(sides):
+            one = side.recorded
+            before = {trial.trial: trial.value for trial in one.trials}
+            after = dict(before)
+            for (at, _), option in chosen.items():
+                after |= side.effects[option] if at == k and option is not None else {}
+            code = plan.memory_code if one.kind == "weights" else None
+            after |= one.rerun(one.judging, folder, model=protected, code=code, workers=workers)
+            ends.append(tuple(one.interval(values, one.judging) for values in (before, after)))
+    unprotected, forecast = (_joint(sides, intervals) for intervals in zip(*ends, strict=True))
+    costs = tuple(math.fsum(option.costs[k] for option in dict.fromkeys(taken)) for k in range(len(RESOURCES)))
+    kind, trials = " and ".join(one.kind for one in read), sum(len(one.judging) for one in read)
+    remarks = _remarks(recorded.metric.name, kind, trials, parts, costs, limits, unprotected, forecast, choice)
     plan = ProtectionPlan(plan.model, plan.graph, plan.memory, remarks)
     if out is not None:
         write_protection_plan(plan, out)
     return PlannedProtection(
-        plan, parts, recorded.metric.name, recorded.metric.label, recorded.kind, costs, limits, unprotected, forecast,
-        len(recorded.judging), choice, _notes(recorded, data),
+        plan, parts, recorded.metric.name, recorded.metric.label, kind, costs, limits, unprotected, forecast,
+        trials, choice, tuple(dict.fromkeys(note for one in read for note in _notes(one, data))),
     )  # fmt: skip
+
+
+def _first(read: Sequence[RecordedTrials]) -> RecordedTrials:
+    """Return the first of the stores; InputError for stores that make no joint plan."""
+    first, *others = read
+    for other in others:
+        if other.model.digest != first.model.digest:
+            raise InputError("the stores are of different models; give stores of one network")
+        if other.kind == first.kind:
+            raise InputError(f"two stores have faults in {first.kind}; give one store for weights, one for activations")
+        if other.metric.name != first.metric.name:
+            raise InputError(
+                f"the stores are judged by {first.metric.name} and {other.metric.name}; name one for both with --rate"
+            )
+    return first
+
+
+def _sides(
+    read: Sequence[RecordedTrials], protections: Sequence[str], setting: Setting, calibrated: bool, folder: Path,
+    workers: int,
+) -> Iterator[_Side]:  # fmt: skip
+    """Yield the trials of each kind with their options, tried out on the choosing half."""
+    exposed = [_exposed(one) if len(read) > 1 else 1.0 for one in read]
+    found = 0
+    for one, weight in zip(read, exposed, strict=True):
+        named = [text for text in protections if len(read) == 1 or is_for(text, one.kind)]
+        kinds = check_kinds(named, one.kind) if protections else _default_kinds(one, calibrated)
+        options = tuple(find_options(one, kinds, setting))
+        found += len(options)
+        effects = option_effects(one, options, folder, setting.data, workers=workers)
+        yield _Side(one, weight / math.fsum(exposed), options, effects)
+    if not found:
+        names = ", ".join(protections) or "the protections that need no calibration data"
+        raise InputError(f"none of {names} can be put into this network; name others with --with")
+
+
+def _exposed(one: RecordedTrials) -> float:
+    """Return the bits that faults are drawn from, those of activations by their share of time in memory."""
+    shares = resident_shares(one.model) if one.kind == "activations" else {}
+    space = one.targets.listed(one.header)
+    rows = zip(space.targets, space.bit_positions, space.element_counts, strict=True)
+    return math.fsum(n * len(bits) * shares.get(target.layer, 1.0) for target, bits, n in rows)
+
+
+def _joint(sides: Sequence[_Side], intervals: Sequence[Interval]) -> Interval:
+    """Return the rate over all sides from that of each; the ends hold together."""
+    if len(sides) == 1:
+        return intervals[0]
+    low, middle, high = (
+        math.fsum(side.share * getattr(i, end) for side, i in zip(sides, intervals, strict=True))
+        for end in ("low", "estimate", "high")
+    )
+    return Interval(low, high, middle, intervals[0].method, 1 - math.fsum(1 - i.confidence for i in intervals))
 
 
 def model_resources(recorded: RecordedTrials) -> dict[str, float]:
@@ -217,13 +299,13 @@ def model_resources(recorded: RecordedTrials) -> dict[str, float]:
     return {"bytes": float(size), "macs": float(sum(layer_macs(recorded.model).values()))}
 
 
-def _default_kinds(recorded: RecordedTrials, data: str | Path | None) -> tuple[str, ...]:
+def _default_kinds(recorded: RecordedTrials, calibrated: bool) -> tuple[str, ...]:
     """Return the protections that are considered where none is named."""
     found = DEFAULT_WITH[recorded.kind]
     words = {t.word for name in recorded.names for t in recorded.targets_of(name)}
     narrow = min((word.bits for word in words), default=0)
     found = tuple(one for one in found if not one.startswith("tmr:top=") or int(one[8:]) < narrow)
-    if data is None:
+    if not calibrated:
         return tuple(one for one in found if one.partition(":")[0] not in ("range", "nan-filter"))
     return (*found, *(one for one in ("range:clip", "nan-filter") if one not in found))
 
@@ -237,45 +319,42 @@ def _calibration(recorded: RecordedTrials, data: str | Path | None) -> Data | No
     return open_data(str(data), session.inputs, preprocess=how.preprocess, batch_axis=how.batch_axis)
 
 
-def _choose(
-    recorded: RecordedTrials,
-    options: Sequence[ProtectionOption],
-    effects: Mapping[ProtectionOption, Values],
-    limits: tuple[float, ...],
-) -> tuple[Choice, dict[str, ProtectionOption | None]]:
+def _choose(sides: Sequence[_Side], limits: tuple[float, ...]) -> tuple[Choice, dict[_Place, ProtectionOption | None]]:
     """Return the best choice, and the option of each part; at most one kind of detector is in it."""
     none = (0.0,) * len(RESOURCES)
-    harm = {name: _harm(recorded, name, {}) for name in recorded.names}
+    harm = {(k, name): side.harm(name) for k, side in enumerate(sides) for name in side.recorded.names}
     if not sum(harm.values()):
+        store = " and ".join(repr(str(side.recorded.store)) for side in sides)
         raise InputError(
-            f"no recorded fault damaged an answer, so there is nothing to plan by: let {str(recorded.store)!r} have "
+            f"no recorded fault damaged an answer, so there is nothing to plan by: let {store} have "
             f"more trials, or name another --rate"
         )
-    left = {option: _harm(recorded, option.part, effects[option]) for option in options}
-    gaining = [option for option in options if left[option] < harm[option.part]]
-    fitting = [o for o in gaining if all(cost <= limit for cost, limit in zip(o.costs, limits, strict=True))]
+    left = {(k, o): side.harm(o.part, o) for k, side in enumerate(sides) for o in side.options}
+    gaining = [(k, o) for (k, o), rest in left.items() if rest < harm[k, o.part]]
+    fitting = [(k, o) for k, o in gaining if all(cost <= most for cost, most in zip(o.costs, limits, strict=True))]
     if gaining and not fitting:
-        least = min(gaining, key=lambda o: max(c / max(b, 1e-9) for c, b in zip(o.costs, limits, strict=True)))
+        tried = [option for _, option in gaining]
+        least = min(tried, key=lambda o: max(c / max(b, 1e-9) for c, b in zip(o.costs, limits, strict=True)))
         raise InputError(
             f"the budget fits no protection that helps: the nearest is {least.protection} on {least.part}, which takes "
             f"{least.costs[0]:,.0f} bytes and {least.costs[1]:,.0f} macs; give more, or name others with --with"
         )
     if not gaining:
         raise InputError("no protection reduces the rate on the recorded trials; name others with --with")
-    best: tuple[Choice, dict[str, ProtectionOption | None]] | None = None
-    detectors = [kind for kind in ALARMS if any(o.protection == kind for o in fitting)] or [""]
+    best: tuple[Choice, dict[_Place, ProtectionOption | None]] | None = None
+    detectors = [kind for kind in ALARMS if any(o.protection == kind for _, o in fitting)] or [""]
     for kind in detectors:
-        rows: dict[str, list[ProtectionOption | None]] = {name: [None] for name in recorded.names}
-        for option in fitting:
+        rows: dict[_Place, list[ProtectionOption | None]] = {place: [None] for place in harm}
+        for k, option in fitting:
             if option.protection not in ALARMS or option.protection == kind:
-                rows[option.part].append(option)
+                rows[k, option.part].append(option)
         offers = [
-            [Offer(harm[name], none) if o is None else Offer(left[o], o.costs) for o in row]
-            for name, row in rows.items()
+            [Offer(harm[place], none) if o is None else Offer(left[place[0], o], o.costs) for o in row]
+            for place, row in rows.items()
         ]
         found = choose(offers, limits)
         if best is None or found.remaining < best[0].remaining:
-            picked = {name: row[k] for (name, row), k in zip(rows.items(), found.picks, strict=True)}
+            picked = {place: row[k] for (place, row), k in zip(rows.items(), found.picks, strict=True)}
             best = found, picked
     assert best is not None
     return best
@@ -290,20 +369,14 @@ def _harm(recorded: RecordedTrials, part: str, changed: Values) -> float:
     return math.fsum(recorded.sites[cell] / whole * math.fsum(row) / len(row) for cell, row in found.items())
 
 
-def _part(
-    recorded: RecordedTrials,
-    name: str,
-    option: ProtectionOption | None,
-    effects: Mapping[ProtectionOption, Values],
-) -> PlannedPart:
+def _part(side: _Side, name: str, option: ProtectionOption | None) -> PlannedPart:
+    recorded = side.recorded
     bits = sum(n for cell, n in recorded.sites.items() if recorded.parts[cell] == name)
-    before = _harm(recorded, name, {})
-    after = before if option is None else _harm(recorded, name, effects[option])
-    return PlannedPart(name, bits, option, before, after)
+    return PlannedPart(side.name(name), bits, option, side.harm(name), side.harm(name, option))
 
 
 def _remarks(
-    recorded: RecordedTrials, parts: Sequence[PlannedPart], costs: Sequence[float], limits: Sequence[float],
+    rate: str, kind: str, trials: int, parts: Sequence[PlannedPart], costs: Sequence[float], limits: Sequence[float],
     unprotected: Interval, forecast: Interval, choice: Choice,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a plan says beside what it protects."""
@@ -315,8 +388,8 @@ def _remarks(
         "cost": {name: int(costs[k]) for k, name in enumerate(RESOURCES)},
         "budget": {name: None if math.isinf(limits[k]) else limits[k] for k, name in enumerate(RESOURCES)},
         "forecast": {
-            "rate": recorded.metric.name, "faults": recorded.kind, "confidence": recorded.confidence,
-            "trials": len(recorded.judging), "unprotected": ends(unprotected), "protected": ends(forecast),
+            "rate": rate, "faults": kind, "confidence": forecast.confidence, "trials": trials,
+            "unprotected": ends(unprotected), "protected": ends(forecast),
             "choosing": {"remaining": choice.remaining, "bound": choice.bound, "exact": choice.exact},
         },
         "layers": [part.document() for part in parts],

@@ -228,8 +228,8 @@ def single_sentences(found: CampaignRates) -> Iterator[str]:
         return
     if i.half_width > WIDEST:
         yield (
-            f"Too few trials to say how often {one} changes an answer ({found.everything.trials:,}): {metric.label} "
-            f"may be anything from {metric.text(i.low)} to {metric.text(i.high)}."
+            f"Too few trials to say how often {one} changes an answer, {trials}: {metric.label} may be anything from "
+            f"{metric.text(i.low)} to {metric.text(i.high)}."
         )
         return
     often = f"between one in {1 / i.high:,.0f} and " + (f"one in {1 / i.low:,.0f}" if i.low > 0 else "none")

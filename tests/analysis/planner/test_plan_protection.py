@@ -14,10 +14,12 @@ from tiny_campaigns import mlp, ran, samples
 from onnxfi.analysis.planner.options import check_kinds, find_options
 from onnxfi.analysis.planner.plan_protection import plan_protection
 from onnxfi.analysis.planner.recorded_trials import RecordedTrials
+from onnxfi.analysis.residency import resident_shares
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
+from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import load
 from onnxfi.protection.protect import protect
 from onnxfi.protection.protection import Setting
@@ -84,6 +86,25 @@ def test_detectors_against_faults_in_activations(place: Path, monkeypatch: pytes
     assert ranges.forecast.estimate <= ranges.unprotected.estimate and ranges.plan.graph[0].protection == "range:clip"
 
 
+@pytest.mark.slow
+def test_weights_and_activations_share_a_budget(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    stores = ("ranked.db", "activations.db")
+    found = plan_protection(stores, "bytes=4000,macs=400%", ["secded", "triplicate"])
+    assert found.plan.memory and {entry.protection for entry in found.plan.graph} <= {"triplicate"}
+    assert found.kind == "weights and activations"
+    model = load("m.onnx")
+    words, shares = sum(7 * t.size for t in model.targets), resident_shares(model)  # bits 25 to 31 of each weight
+    each_node = {a.target for a in activations(model) if a.target.id in ("a", "c", "d")}
+    live = sum(32 * t.size * shares[t.layer] for t in each_node)
+    each = [RecordedTrials.read(store, None) for store in stores]
+    rates = [one.interval({t.trial: t.value for t in one.trials}, one.judging).estimate for one in each]
+    mixed = (words * rates[0] + live * rates[1]) / (words + live)
+    assert found.unprotected.estimate == pytest.approx(mixed)
+    assert found.forecast.estimate < found.unprotected.estimate
+    assert {part.part.partition(" (")[2] for part in found.parts} == {"weights)", "activations)"}
+
+
 def test_options_cost_what_the_codes_and_layers_say(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     recorded = RecordedTrials.read("all.db", None)
@@ -102,6 +123,7 @@ def test_options_cost_what_the_codes_and_layers_say(place: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("store", "budget", "kinds", "message"),
     [
+        (("all.db", "ranked.db"), "bytes=1", (), "two stores have faults in weights"),
         ("sweep.db", "bytes=1", (), "comes from trials of one bit fault each"),
         ("all.db", "bytes=1", ("secded",), "the budget fits no protection that helps: the nearest is secded"),
         ("all.db", "joules=1", (), "budget 'joules' is unknown"),
@@ -115,7 +137,12 @@ def test_options_cost_what_the_codes_and_layers_say(place: Path, monkeypatch: py
     ],
 )
 def test_bad_input(
-    place: Path, monkeypatch: pytest.MonkeyPatch, store: str, budget: str, kinds: tuple[str, ...], message: str
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str | tuple[str, ...],
+    budget: str,
+    kinds: tuple[str, ...],
+    message: str,
 ) -> None:
     monkeypatch.chdir(place)
     with pytest.raises(InputError, match=message):
