@@ -199,15 +199,17 @@ def _shares(harm: Harm) -> tuple[str, ...]:
 
 def _conclusion(found: Attack) -> str:
     """Return how many flips it takes until the network guesses, over the seeds; of a targeted attack its success."""
+    from onnxfi.cli.terminal import count
+
     first = found.searches[0]
     if first.success is not None:
         return _success(found.goal, first, first.success)
     level, steps = f"guessing (top-1 at most {_percent(found.chance)})", [k for k in found.to_chance if k is not None]
     searches = len(found.searches)
     if not steps:
-        return f"{level} is not reached with {found.rules.flips} flips"
+        return f"{level} is not reached with {count(found.rules.flips, 'flip')}"
     if searches == 1:
-        return f"{level} takes {steps[0]} flip{'s' if steps[0] != 1 else ''}; more attack batches: --seeds"
+        return f"{level} takes {count(steps[0], 'flip')}; more attack batches: --seeds"
     median = found.median_to_chance
     middle = f"median {median:g}" if median is not None else "in fewer than half of the searches"
     return f"{level}: {middle}, {min(steps)} to {max(steps)} flips, in {len(steps)} of {searches} searches"
