@@ -45,7 +45,10 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
         raise click.UsageError(
             f"{dataset.samples:,} samples are not a multiple of the batch size {batch}; give another --samples or --batch"
         )
-    names = ("count", "per_tensor", "sites", "fault", "target", "seed", "all", "inline", "body", "custom_ops")
+    names = (
+        "count", "per_tensor", "sites", "voltage", "temperature", "fault", "target", "seed", "all", "inline", "body",
+        "custom_ops",
+    )  # fmt: skip
     arguments = {name: flags[name] for name in names}
     arguments |= {
         "selector": options.selector_of(flags),

@@ -302,6 +302,8 @@ def inject_activations(
     per_tensor: bool = False,
     sites: Sequence[str] = (),
     per_sample: float | None = None,
+    voltage: float | None = None,
+    temperature: float | None = None,
     batch: int = 1,
     fault: str | FaultModel = "flip",
     target: str = "activations",
@@ -316,8 +318,8 @@ def inject_activations(
 ) -> ActivationInjection:
     """Write a model that has faults in its activations, for any batch size.
 
-    Exactly one of `ber`, `count`, `sites` and `per_sample` determines the number of faults. Drawn faults are in every
-    sample and step, except those of `per_sample`.
+    Exactly one of `ber`, `count`, `sites`, `per_sample`, `voltage` and `temperature` determines the number of faults.
+    Drawn faults are in every sample and step, except those of `per_sample`.
 
     Parameters
     ----------
@@ -335,6 +337,8 @@ def inject_activations(
         Sites by name, `ID[i]@sample=k@step=t:B`; an index counts within one sample.
     per_sample : float, optional
         Probability of one fault in each of the first `batch` samples.
+    voltage, temperature : float, optional
+        Condition of a `fault-map`, the memory that holds the activations: the cells that fail there are faulty.
     batch : int
         Number of samples that are fed together, for `per_sample`.
     fault : str or FaultModel
@@ -376,7 +380,8 @@ def inject_activations(
     (3, 0, Mask(keep=4294967295, flip=1073741824))
     """
     model = load(model)
-    ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
+    conditions = {"voltage": voltage, "temperature": temperature}
+    ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample} | conditions
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"exactly one of {', '.join(ways)} must be given; given: {given or 'none'}")
@@ -398,7 +403,8 @@ def inject_activations(
             chosen = replace(chosen, notes=(*chosen.notes, MADE_UP_SHAPES))
         space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
-        how = Sampler(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
+        rate = next((rate for rate in (ber, per_sample, voltage, temperature) if rate is not None), 0.0)
+        how = Sampler(kind, rate=rate, n=count or 0, seed=seed)
         faults = draw_faults(space, how, event)
         inserted = activation_faults(faults, {a.target.id: a for a in chosen.activations})
     made = bake(prepared.proto, inserted, body=body, inline=inline)

@@ -40,6 +40,21 @@ def test_one_site_in_each_row_with_a_probability() -> None:
         inject_activations(model, per_sample=0.5, ber=0.1)
 
 
+def test_cells_of_a_buffer_that_fail_at_a_voltage_are_faulty_in_every_sample() -> None:
+    fault, only = "fault-map:file=examples/hardware/sram_undervolting.json", Selector(include=("=relu_2",))
+    found = [
+        {
+            (s.element, str(s.mask))
+            for s in inject_activations(load(CNN), voltage=at, fault=fault, selector=only).inserted
+        }
+        for at in (0.72, 0.68)
+    ]
+    assert 0 < len(found[1]) < 80, "some 17 of 4,096 cells are expected"
+    assert {element for element, _ in found[0]} <= {element for element, _ in found[1]}
+    with pytest.raises(InputError, match="give voltage, not count"):
+        inject_activations(load(CNN), count=1, fault=fault)
+
+
 def test_a_row_changes_nothing_but_its_own_sample() -> None:
     model, x = load(CNN), np.load("models/fashion_test.npz")
     images = next(iter(open_data("models/fashion_test.npz", OrtEngine("cpu").prepare(CNN).inputs).batches(4))).feeds
