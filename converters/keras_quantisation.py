@@ -214,7 +214,7 @@ def _quantise_input(proto: onnx.ModelProto, node: onnx.NodeProto, path: str, end
             ("QuantizeLinear", node.input[0], integers),
             ("DequantizeLinear", integers, f"{integers}/float"),
         ):
-            _insert(proto, node, helper.make_node(op, [read, *words], [made], f"{path}/{op}"), path)
+            _insert(proto, node, helper.make_node(op, [read, *words], [made], f"{integers}/{op}"), path)
     node.input[0] = f"{integers}/float"
 
 

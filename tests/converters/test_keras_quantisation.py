@@ -95,6 +95,25 @@ def test_the_wrapper_is_written_in_qdq_form_with_its_own_ranges(trained: tuple[A
     assert roles["fc/kernel_quantized"] == ("weight", "int8", "fc") and roles["fc/kernel_scale"][0] == "scale"
 
 
+def test_a_layer_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    series, shared = keras.Input((12, 4), name="series"), layers.Dense(4, activation="relu", name="shared")
+    hidden = shared(shared(layers.Conv1D(4, 3, padding="same", name="conv")(series)))
+    net = keras.Model(series, layers.Dense(3, name="fc")(layers.Flatten()(hidden)))
+    training = QuantisationAwareTraining(net)
+    training.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(48, 12, 4)).astype(np.float32)
+    training.fit(x, x[:, 0, :3], epochs=1, verbose=0)
+    done = convert(training, tmp_path / "qdq.onnx", tolerance=0.02)
+    nodes = onnx.load(done.out).graph.node
+    kernels = [n.input[0] for n in nodes if n.op_type == "DequantizeLinear" and "kernel" in n.input[0]]
+    assert kernels == [f"{name}/kernel_quantized" for name in ("conv", "shared", "fc")]
+    assert sum(n.op_type == "QuantizeLinear" for n in nodes) == 4
+    [found] = onnxruntime.InferenceSession(done.out, providers=["CPUExecutionProvider"]).run(None, {"series": x})
+    wanted = training.predict(x, verbose=0)
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
 def test_the_model_is_trained_and_its_answers_are_rounded(trained: tuple[Any, Any]) -> None:
     net, training = trained
     images, _ = data()
