@@ -5,7 +5,7 @@
 Prints the tables of docs/how-to/protect.md and docs/reference/protections.md; the figure goes to
 docs/figures/protection.svg, or into FOLDER. Calibration takes other samples than scoring. Networks are the shipped ones
 and MiniLM, a published transformer, where scripts/export_minilm.py and scripts/fetch_models.py have brought it. Takes
-about MINUTES minutes of one core, most of them for MiniLM; each part says what it took.
+about 10 minutes of one core, most of them for MiniLM; each part says what it took.
 """
 
 import argparse
@@ -180,10 +180,17 @@ def print_minilm(work: Path) -> None:
         return
     print()
     write_sentences(work)
-    other = protected(work, MINILM, "minilm-zero", *ZERO, data="lines.npz")
-    for target, trials, fields in (("activations", 200, {}), ("weights", 60, {"exclude": ("word_embeddings",)})):
-        how = {"bits": TOP, "target": target, "task": "embedding", "trials": trials, **fields}
-        print_gain(f"MiniLM, {target}, range:zero", single(MINILM, other, work / "sentences.npz", **how))
+    embeddings = {"exclude": ("word_embeddings",)}
+    for what, target, trials, fields in (
+        (ZERO, "activations", 150, {}),
+        (ZERO, "weights", 100, embeddings),
+        (CLIP, "weights", 60, embeddings),
+    ):
+        other = protected(work, MINILM, f"minilm-{what[0].replace(':', '-')}", *what, data="lines.npz")
+        found = single(
+            MINILM, other, work / "sentences.npz", bits=TOP, target=target, task="embedding", trials=trials, **fields
+        )
+        print_gain(f"MiniLM, {target}, {' and '.join(what)}", found)
 
 
 def print_detectors(work: Path) -> None:
