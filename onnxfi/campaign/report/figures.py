@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+#: Letters of the name of a learning curve.
+_LONGEST_CURVE = 48
+
 
 def figures(found: Sequence[CampaignRates], elements: Sequence[str] = (), *, spread: str = "interval") -> list[Figure]:
     """Return the figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
@@ -314,7 +317,9 @@ def learning_curves(name: str, title: str, curves: Mapping[str, Sequence[float]]
         axes = canvas.subplots()
         for (one, shares), colour, mark in zip(curves.items(), cycle(COLOURS), cycle(MARKS), strict=False):
             epochs = range(1, len(shares) + 1)
-            axes.plot(epochs, [100 * share for share in shares], color=colour, marker=mark, label=plain(one))
+            axes.plot(
+                epochs, [100 * share for share in shares], color=colour, marker=mark, label=plain(one, _LONGEST_CURVE)
+            )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("Epoch")
         axes.set_ylabel(label)
