@@ -2,6 +2,7 @@
 
     python scripts/bench/language_model.py damage [--trials 100]   # 1, 3, 10, 30 and 100 flips
     python scripts/bench/language_model.py cost [--trials 200]     # target: 0.35 of a golden inference at batch 8
+    python scripts/bench/language_model.py activations             # the same for faults in activations
     python scripts/bench/language_model.py fused                   # the optimiser of onnxruntime.transformers
 
 `damage`: with p the share of bits whose flip makes a weight catastrophically large, n random flips leave a model whole
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,8 @@ def damage(name: str, trials: int) -> int:
     return 0
 
 
-def cost(name: str, trials: int) -> int:
-    """Print the cost of a trial, and return 1 where it misses the target."""
-    model = ROOT / "models" / f"{name}.onnx"
+def golden_run(model: Path) -> Callable[[], float]:
+    """Return what measures the CPU seconds of the runtime alone on 8 windows."""
     session = OrtEngine(provider="cpu").prepare(model)
     [batch] = open_data(DATA, session.inputs, limit=8).batches(8)
 
@@ -70,6 +71,38 @@ def cost(name: str, trials: int) -> int:
         return (time.process_time() - begun) / 5
 
     golden()
+    return golden
+
+
+def activations(name: str) -> int:
+    """Print the cost of trials with faults in activations."""
+    model = ROOT / "models" / f"{name}.onnx"
+    golden = golden_run(model)
+    single: dict[str, Any] = {"single": True}
+    kinds: dict[str, tuple[list[dict[str, Any]], int]] = {
+        "single, transient": ([single | {"trials": count} for count in (50, 250)], 200),
+        "single, permanent": ([single | {"persistence": "permanent", "trials": count} for count in (20, 100)], 80),
+        "rate of 1e-6": ([{"ber": 1e-6, "repeat": count} for count in (3, 18)], 15),
+    }
+    for kind, (pair, more) in kinds.items():
+        took = []
+        for given in pair:  # the difference leaves out what opening takes
+            part = onnxfi.Campaign(
+                str(model), str(DATA), samples=8, batch=8, target="activations", task="language-model", **given
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                begun = time.process_time()
+                list(run(part, Path(folder, "s.db")))
+                took.append(time.process_time() - begun)
+        each = (took[1] - took[0]) / more
+        print(f"{kind:20s}{1e3 * each:8.1f} ms{each / golden():8.2f} of a golden run", flush=True)
+    return 0
+
+
+def cost(name: str, trials: int) -> int:
+    """Print the cost of a trial, and return 1 where it misses the target."""
+    model = ROOT / "models" / f"{name}.onnx"
+    golden = golden_run(model)
     before = golden()
     took, inside = [], [0.0]
     own = OrtSession.run
@@ -81,7 +114,7 @@ def cost(name: str, trials: int) -> int:
         finally:
             inside[-1] += time.process_time() - begun
 
-    OrtSession.run = counted_run  # type: ignore[method-assign]
+    OrtSession.run = counted_run  # type: ignore[method-assign,assignment]
     for count in (trials // 4, trials):  # the difference leaves out what opening takes
         inside.append(0.0)
         part = onnxfi.Campaign(
@@ -134,12 +167,14 @@ def fused(name: str) -> int:
 def main() -> int:
     """Measure one figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=("damage", "cost", "fused"))
+    parser.add_argument("figure", choices=("damage", "cost", "activations", "fused"))
     parser.add_argument("--model", default="char_gpt")
     parser.add_argument("--trials", type=int)
     asked = parser.parse_args()
     if asked.figure == "damage":
         return damage(asked.model, asked.trials or 100)
+    if asked.figure == "activations":
+        return activations(asked.model)
     return fused(asked.model) if asked.figure == "fused" else cost(asked.model, asked.trials or 200)
 
 

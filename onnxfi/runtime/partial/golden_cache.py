@@ -275,13 +275,35 @@ class GoldenCache:
             for symbol, size in zip(ports[name].shape or (), array.shape, strict=False)
             if isinstance(symbol, str)
         }
-        total = 0
+        total: int | None = 0
         for name, port in ports.items():
             dims = [symbols.get(d) if isinstance(d, str) else d for d in port.shape or ()]
-            if None in dims or not port.is_tensor or port.dtype == "string":
+            if not port.is_tensor or port.dtype == "string":
                 return False
+            if None in dims:
+                total = self._measured_bytes()
+                break
             total += 0 if name in feeds else math.prod(d or 0 for d in dims) * element_type(port.dtype).itemsize
-        return 2 * total * math.ceil(self.data.samples / self.size) <= self.budget_bytes
+        return total is not None and 2 * total * math.ceil(self.data.samples / self.size) <= self.budget_bytes
+
+    def _measured_bytes(self) -> int | None:
+        """Return the bytes of all activations of a batch, by a run of one sample, as where sizes are not declared.
+
+        None where the model does not run one sample.
+        """
+        if self.data.layout.fixed is not None:
+            return None
+        known, total = dict[str, Any](next(iter(self.data.batches(1))).feeds), 0
+        try:
+            for number, segment in enumerate(self.segment_sessions.segmentation.segments):
+                into = {name: known[name] for name in segment.inputs}
+                found = {**self.segment_sessions.sessions[number].run(into, None)}
+                known |= found
+                found |= self.segment_sessions.inner(number).run(into, None)
+                total += sum(array.nbytes for array in found.values())
+        except (EngineError, DataError):
+            return None
+        return total * self.size
 
     def _read(self, k: int) -> Batch | None:
         """Return batch k with its feeds; the data is read on from its position, or again from the start."""

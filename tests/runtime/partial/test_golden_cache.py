@@ -6,6 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from campaign_networks import Net, flips
 from routed_trials import bench_of, injectable, routed
@@ -61,3 +64,17 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     assert {r.trial: r.metrics for r in workers} == {
         k: bench.trial(plan.header, golden, one).metrics for k, one in enumerate(lines, 1)
     }
+
+
+def test_sizes_that_a_model_does_not_declare_are_measured(here: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 18]> g (float[N,T,4] x) => (float[N,T,3] y)
+        <int64[3] by = {0,-1,2}, int64[3] back = {0,-1,4}, float[4,4] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7},
+         float[4,3] v = {1,2,3,4,5,6,7,8,9,1,2,3}>
+        { a = MatMul(x, w) b = Reshape(a, by) c = Relu(b) d = Reshape(c, back) e = MatMul(d, w) y = MatMul(e, v) }"""
+    onnx.save(onnx.parser.parse_model(text), here / "m.onnx")
+    np.savez("d.npz", x=np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32))
+    campaign = Campaign("m.onnx", "d.npz", single=True, trials=3, batch=3, task="deviation")
+    wide, narrow = TrialExecutor.open(campaign), TrialExecutor.open(campaign, kept_bytes=4096)
+    assert wide.weights is not None
+    assert any(None in (port.shape or ()) for port in wide.weights.segmented.segment_sessions.ports.values())
+    assert not wide.by_batch and narrow.by_batch
