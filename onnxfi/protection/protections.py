@@ -192,7 +192,9 @@ class Checksum(Protection):
             able = {layer.id for layer in checkable(model)}
             layers = tuple(layer for layer in layers if layer.id in able)
             if not layers:
-                raise InputError("checksum finds no Conv, MatMul or Gemm with stored float weights; take duplicate, which needs none")
+                raise InputError(
+                    "checksum finds no Conv, MatMul or Gemm with stored float weights; take duplicate, which needs none"
+                )
             setting.notes.extend(f"without a checksum: {one}" for one in unchecked(model, layers))
         return CheckLayers(layers, None if model.path is None else model.path.parent)
 

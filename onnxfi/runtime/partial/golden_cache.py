@@ -275,16 +275,21 @@ class GoldenCache:
             for symbol, size in zip(ports[name].shape or (), array.shape, strict=False)
             if isinstance(symbol, str)
         }
-        total: int | None = 0
+        declared = 0
         for name, port in ports.items():
             dims = [symbols.get(d) if isinstance(d, str) else d for d in port.shape or ()]
             if not port.is_tensor or port.dtype == "string":
                 return False
             if None in dims:
-                total = self._measured_bytes()
-                break
-            total += 0 if name in feeds else math.prod(d or 0 for d in dims) * element_type(port.dtype).itemsize
-        return total is not None and 2 * total * math.ceil(self.data.samples / self.size) <= self.budget_bytes
+                return self._within(self._measured_bytes())
+            declared += 0 if name in feeds else math.prod(d or 0 for d in dims) * element_type(port.dtype).itemsize
+        return self._within(declared)
+
+    def _within(self, batch_bytes: int | None) -> bool:
+        """Return whether so many bytes of each batch may be kept."""
+        return batch_bytes is not None and (
+            2 * batch_bytes * math.ceil(self.data.samples / self.size) <= self.budget_bytes
+        )
 
     def _measured_bytes(self) -> int | None:
         """Return the bytes of all activations of a batch, by a run of one sample, as where sizes are not declared.
