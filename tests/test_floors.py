@@ -391,6 +391,7 @@ TESTED_WITH = {
     "campaign/run/campaign_record.py": "campaign/run/test_runner.py",
     "campaign/run/trial_limits.py": "campaign/run/test_runner.py",
     "cli/assess.py": "analysis/test_assess.py",
+    "runtime/certain/quantised_layers.py": "runtime/certain/test_integer_faults.py",
     "cli/diff.py": "cli/test_integrity.py",
     "cli/fit.py": "analysis/test_fit.py",
     "cli/manifest.py": "cli/test_integrity.py",

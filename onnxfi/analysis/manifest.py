@@ -27,7 +27,7 @@ FORMAT, VERSION = "onnxfi-manifest", 1
 #: Bytes of a tensor that are hashed together.
 CHUNK_BYTES = 1 << 20
 #: Chunks that one thread hashes before it takes others, also of another tensor.
-_PIECE = 64
+CHUNKS_TOGETHER = 64
 #: The largest manifest that is read: that of a model of some 4 TB.
 MOST_BYTES = 1 << 28
 #: Fields of a tensor that hold its numbers, or the place where they lie.
@@ -225,7 +225,7 @@ def verify(
     known : Manifest, str or Path
         The manifest, or its file.
     selector : Selector, optional
-        The tensors to compare, so that a large model is checked a piece at a time; by default all, and the whole file.
+        The tensors to compare, so that a large model is checked a part at a time; by default all, and the whole file.
     workers : int, optional
         Threads that read and hash; by default one a processor.
 
@@ -293,18 +293,18 @@ def structure_digest(model: Model) -> str:
 
 
 def _hashes(model: Model, targets: Sequence[Target], pool: Executor) -> tuple[TensorHash, ...]:
-    """Hash tensors in parallel, a large one in pieces."""
+    """Hash tensors in parallel, a large one in parts."""
     waiting = []
     for target in targets:
-        step = _PIECE * (CHUNK_BYTES * 8 // target.word.storage)
+        step = CHUNKS_TOGETHER * (CHUNK_BYTES * 8 // target.word.storage)
         starts = range(0, target.size, step)
         waiting.append([pool.submit(_chunks, model, target, k, min(k + step, target.size)) for k in starts])
     return tuple(
         TensorHash(
             target.id, target.word.name, target.shape, target.word.size_bytes(target.size),
-            tuple(chunk for piece in pieces for chunk in piece.result()),
+            tuple(chunk for part in parts for chunk in part.result()),
         )
-        for target, pieces in zip(targets, waiting, strict=True)
+        for target, parts in zip(targets, waiting, strict=True)
     )  # fmt: skip
 
 

@@ -136,20 +136,18 @@ def command(
     onnxfi report net.onnxfi.db --detectors
     """
     from onnxfi.campaign.report.report import report
-    from onnxfi.campaign.report.tables import write_csv, write_csv_of_all, write_latex
     from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.write.output_file import check_folder
 
-    if csv_by_model and csv_folder is None:
-        raise click.UsageError("--csv-by-model requires --csv DIR")
-    drawn = figure_folder is not None
-    _check_companions(bool(answers) and html is None, not drawn and (kinds, spread) != ("svg,png", "interval"))
-    if elements and not drawn and html is None:
-        raise click.UsageError("--elements requires --figures DIR or --html FILE")
-    if environment is not None and evidence is None:
-        raise click.UsageError("--environment requires --evidence DIR; onnxfi fit prints FIT alone")
-    if output_folder is not None and len(stores) > 1:
-        raise click.UsageError("--outputs takes one store")
+    drawn, looks = figure_folder is not None, (kinds, spread) != ("svg,png", "interval")
+    _check_companions(
+        (csv_by_model, csv_folder is not None, "--csv-by-model requires --csv DIR"),
+        (looks, drawn, "--figure-format and --spread require --figures DIR"),
+        (answers, html is not None, "--answers requires --html FILE"),
+        (elements, drawn or html is not None, "--elements requires --figures DIR or --html FILE"),
+        (environment, evidence is not None, "--environment requires --evidence DIR; onnxfi fit prints FIT alone"),
+        (output_folder, len(stores) == 1, "--outputs takes one store"),
+    )
     for folder in (figure_folder, csv_folder, latex_folder, evidence, output_folder):
         if folder is not None:
             check_folder(folder)
@@ -159,16 +157,7 @@ def command(
         _report_detectors(stores, figure_folder, as_json=as_json)
         return
     found = [report(store) for store in stores]
-    written = []
-    if csv_folder is not None:
-        written += (
-            write_csv(found[0], csv_folder, by_model=csv_by_model)
-            if len(found) == 1
-            else write_csv_of_all(found, csv_folder, by_model=csv_by_model)
-        )
-    if latex_folder is not None:
-        for number, one in enumerate(found, 1):
-            written += write_latex(one, latex_folder if len(found) == 1 else latex_folder / str(number))
+    written = _write_tables(found, csv_folder, latex_folder, by_model=csv_by_model)
     if output_folder is not None:
         from onnxfi.campaign.execute.trial_answers import write_outputs
 
@@ -234,12 +223,27 @@ def _report_detectors(stores: tuple[Path, ...], folder: Path | None, *, as_json:
             print_line(f"wrote {path}")
 
 
-def _check_companions(answers_alone: bool, looks_alone: bool) -> None:
-    """Refuse flags without the one that they belong to."""
-    if looks_alone:
-        raise click.UsageError("--figure-format and --spread require --figures DIR")
-    if answers_alone:
-        raise click.UsageError("--answers requires --html FILE")
+def _check_companions(*rules: tuple[object, bool, str]) -> None:
+    """Refuse a flag that was given without what it belongs to; each rule is (flag, whether that is there, message)."""
+    for flag, there, message in rules:
+        if flag and not there:
+            raise click.UsageError(message)
+
+
+def _write_tables(found: list[Report], csv: Path | None, latex: Path | None, *, by_model: bool) -> list[Path]:
+    """Write the tables of campaigns as CSV and LaTeX."""
+    from onnxfi.campaign.report.tables import write_csv, write_csv_of_all, write_latex
+
+    written = list[Path]()
+    if csv is not None:
+        alone = len(found) == 1
+        written += (
+            write_csv(found[0], csv, by_model=by_model) if alone else write_csv_of_all(found, csv, by_model=by_model)
+        )
+    if latex is not None:
+        for number, one in enumerate(found, 1):
+            written += write_latex(one, latex if len(found) == 1 else latex / str(number))
+    return written
 
 
 def _write_evidence(stores: tuple[Path, ...], folder: Path, environment: Path | None) -> list[Path]:

@@ -48,7 +48,7 @@ class QuantizationScheme:
 
     @property
     def granularity(self) -> str:
-        """What shares a scale: the tensor, a channel (axis), or a block.
+        """The elements that share a scale: the tensor, a channel (axis), or a block.
 
         >>> QuantizationScheme("QDQ", ("s",), axes=(0,), axis=0).granularity
         'a scale for each index of axis 0'

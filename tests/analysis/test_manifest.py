@@ -77,9 +77,9 @@ def test_every_flip_is_found_and_located(element: int, bit: int) -> None:
     assert not found.whole and found.structure and start <= 4 * element < end and end - start == 100
 
 
-def test_a_piece_is_verified_by_itself_and_a_large_tensor_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_verified_by_itself_and_a_large_tensor_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxfi.analysis.manifest.CHUNK_BYTES", 64)
-    monkeypatch.setattr("onnxfi.analysis.manifest._PIECE", 3)  # 3 chunks of 64 bytes: 48 numbers
+    monkeypatch.setattr("onnxfi.analysis.manifest.CHUNKS_TOGETHER", 3)  # 3 chunks of 64 bytes: 48 numbers
     known = manifest(CNN)
     damaged = inject(load(CNN), sample(load(CNN), sites=["fc1.weight[1000]:30"])).data
     assert dict(verify(damaged, known, workers=3).changed) == {"fc1.weight": ((3968, 4032),)}

@@ -21,7 +21,7 @@ from onnxfi.runtime.partial.segmented_model import among
 from onnxfi.tasks.outcomes import GoldenRun
 
 #: Bytes of a model that is small: one of 0.4 MB opens in 2 ms.
-_SMALL = 4 << 20
+SMALL_BYTES = 4 << 20
 #: Bytes of samples that are kept at once.
 _MOST = 1 << 28
 
@@ -50,7 +50,7 @@ class SampleRuns:
         if layout.fixed is not None or layout.axis or opened.reduce is not None or opened.front is not None:
             return None
         if (
-            sum(source.size for source in opened.model.sources) > _SMALL
+            sum(source.size for source in opened.model.sources) > SMALL_BYTES
             or set(opened.data.inputs) != set(layout.batched)
             or len(opened.names) != 1
         ):

@@ -170,9 +170,9 @@ def _many_words(read: ReadBytes, place: WordLocation, target: Target, index: Ind
     """Return many words of a tensor, which is read in chunks."""
     out = np.zeros(len(index), np.uint64)
     start = place.runs[0][0]
-    per_piece = _CHUNK // target.word.storage * 8
-    for first in range(0, target.size, per_piece):
-        count = min(per_piece, target.size - first)
+    per_read = _CHUNK // target.word.storage * 8
+    for first in range(0, target.size, per_read):
+        count = min(per_read, target.size - first)
         here = (index >= first) & (index < first + count)
         if here.any():
             at = start + target.word.size_bytes(first)

@@ -20,5 +20,5 @@ def test_numbers_of_samples_with_other_scores_are_refused(tmp_path: Path, monkey
     assert run.whole is not None and all(run.whole.keeps_bits(size) for size in (1, 2, 4, 12))
     other = SampleRuns(run.whole.opened, run.whole.feeds, np.nextafter(run.whole.scores, np.float32(9)))
     assert not other.keeps_bits(2)
-    monkeypatch.setattr(sample_runs, "_SMALL", 10)
+    monkeypatch.setattr(sample_runs, "SMALL_BYTES", 10)
     assert SampleRuns.open(run.opened, run.golden) is None

@@ -1,4 +1,4 @@
-"""What each time step reads: the same answers, and a fault of one step is another stored tensor in that step alone."""
+"""Weights that each time step reads for itself: the same answers, and a fault of one step stays in that step."""
 
 from __future__ import annotations
 
