@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -270,14 +271,14 @@ class TrialExecutor:
         return route_of(facts, RouteContext(segments, late, self.splittable, inexact))
 
     def longest(self, trial: PreparedTrial, *, batches: int | None = None) -> tuple[Run, Run]:
-        """Run a trial with faults in activations by its longest route; return golden and faulty outputs of that route.
-
-        Raises SegmentMismatchError if that is to split the model, and it cannot be split.
-        """
+        """Run a trial with faults in activations by its longest route; return its golden and faulty outputs."""
         if generates(self.opened):
             return self.loops.outputs(trial.faults, batches)
         route = self.route(self.facts(trial), frozenset(Route) - _LONGEST)
-        return self._split_outputs(trial, batches) if route is Route.SPLIT else self._full_outputs(trial, batches)
+        if route is Route.SPLIT:
+            with suppress(SegmentMismatchError):  # it cannot be split there, as at a constant
+                return self._split_outputs(trial, batches)
+        return self._full_outputs(trial, batches)
 
     def shorter(self, trial: PreparedTrial) -> tuple[Reexecution, TrialFaults] | None:
         """Return the open route of a trial that runs from golden activations, with its faults; None if none does."""

@@ -13,7 +13,9 @@ import pytest
 from spiking_graphs import Lif, scanned, unrolled
 from tiny_campaigns import ran, tables
 
+from onnxfi.campaign.execute.canary import changes
 from onnxfi.campaign.execute.export_trial import export_trial
+from onnxfi.campaign.execute.trial_answers import write_outputs
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
@@ -128,7 +130,19 @@ def test_both_forms_have_the_same_faults_in_what_one_step_reads(here: Path) -> N
         # In the unrolled form the step is a part of the name, in a loop it stands beside it.
         found.append((rows, [[(w["index"], w["before"], w["after"]) for w in one] for one in words]))
         assert all("sample" not in one[0] and len(one) == 1 for one in words)
+        batches = [path.parent.name for path in write_outputs(here / f"{form}.db", here / form, [1, 2])]
+        assert batches == ["golden", "golden", "trial-1", "trial-1", "trial-2", "trial-2"]
     assert found[0] == found[1]
+
+
+def test_a_canary_in_what_reaches_no_output_stays_masked(here: Path) -> None:
+    model = expose_neurons(load("flat.onnx"), reads=True).proto
+    model.graph.node.append(onnx.helper.make_node("Identity", ["fc2.weight"], ["fc2.weight/unread"]))
+    onnx.save(model, "unread.onnx")
+    asked = campaign("unread", expose=False, target="activations", include="=fc2.weight/unread", all=True)
+    executor = TrialExecutor.open(asked)
+    [target] = [t for t in executor.opened.fault_targets.targets if t.id == "fc2.weight/unread"]
+    assert not changes(executor, target)
 
 
 def test_a_step_of_an_unrolled_network_can_be_named(here: Path) -> None:
