@@ -19,6 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from onnxfi.errors import InputError
+from onnxfi.numbers import seconds, whole_number
+
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
@@ -43,8 +46,8 @@ def run(
     kept_bytes: int = 1 << 30,
     progress: bool | None = None,
     on_result: Callable[[Result], None] | None = None,
-    timeout_s: float | None = None,
-    time_s: float | None = None,
+    timeout_s: float | str | None = None,
+    time_s: float | str | None = None,
     worker_memory_bytes: int | None = None,
     **fields: Any,
 ) -> Report:
@@ -73,10 +76,11 @@ def run(
         Show the progress; by default in a notebook and on a terminal.
     on_result : callable, optional
         Called with each `Result` as it comes back.
-    timeout_s : float, optional
-        The time after which a trial hangs, in seconds; by default 10 and that of 20 golden runs. With workers alone.
-    time_s : float, optional
-        The time after which it stops, in seconds; the report is that of the trials that have finished.
+    timeout_s : float or str, optional
+        The time after which a trial hangs, in seconds or as ``30s``; by default 10 and that of 20 golden runs.
+        With workers alone.
+    time_s : float or str, optional
+        The time after which it stops, in seconds or as ``10m``; the report is that of the trials that have finished.
     worker_memory_bytes : int, optional
         The memory of a worker; by default three quarters of the machine's.
     **fields
@@ -102,7 +106,9 @@ def run(
     """
     from onnxfi.campaign.run import runner
 
-    deadline = None if time_s is None else time.monotonic() + time_s
+    workers = worker_count(workers)
+    timeout_s = None if timeout_s is None else seconds(timeout_s)
+    deadline = None if time_s is None else time.monotonic() + seconds(time_s)
     scratch = None if store is not None else tempfile.mkdtemp(prefix="onnxfi-")
     place = Path(scratch or ".", "campaign.onnxfi.db") if store is None else Path(store)
     try:
@@ -120,6 +126,14 @@ def run(
     if scratch is not None:
         weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
     return found
+
+
+def worker_count(given: Any) -> int:
+    """Return a number of worker processes; InputError for what is none."""
+    try:
+        return whole_number(given)
+    except ValueError:
+        raise InputError(f"workers must be a whole number; given {str(given)[:60]!r}") from None
 
 
 def kept_campaign(model: ModelLike | Campaign, data: Any, store: Path, fields: dict[str, Any]) -> Campaign:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.front import kept_campaign, kept_data, kept_model
+from onnxfi.front import kept_campaign, kept_data, kept_model, worker_count
+from onnxfi.numbers import seconds
 
 if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment, OnPhase
@@ -32,7 +33,7 @@ def assess(
     model: ModelLike,
     data: Any = None,
     *,
-    time_s: float = 300.0,
+    time_s: float | str = 300.0,
     environment: Environment | str | Path | None = None,
     out: str | Path | None = None,
     workers: int = 0,
@@ -47,8 +48,8 @@ def assess(
         The model.
     data : path, arrays, dataset, or None
         Labelled data, as `open_data` takes it; synthetic inputs without.
-    time_s : float
-        Seconds that it takes.
+    time_s : float or str
+        Seconds that it takes, or a text as ``5m``.
     environment : Environment, str or Path, optional
         Memories, rates and mission, from which FIT is computed; or the file that describes them.
     out : str or Path, optional
@@ -90,8 +91,10 @@ def assess(
         make_folder(folder)
     file = kept_model(model, folder / "given")
     samples = kept_data(data, file, folder / "given", fields)
-    how: dict[str, Any] = {"time_s": time_s, "environment": environment, "workers": workers, "on_phase": on_phase}
-    return assess_files(file, samples, out=folder, **how, **fields)
+    return assess_files(
+        file, samples, out=folder, time_s=seconds(time_s), environment=environment, workers=worker_count(workers),
+        on_phase=on_phase, **fields,
+    )  # fmt: skip
 
 
 def check(
@@ -146,7 +149,7 @@ def check(
     from onnxfi.campaign.gate.check import check as check_files
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
-    given = {**fields, **({} if data is None else {"data": data})}
+    given, workers = {**fields, **({} if data is None else {"data": data})}, worker_count(workers)
     wanted = budget if isinstance(budget, Budget) else load_budget(budget, allow_code=allow_code, instead=given)
     with scratch_folder() as folder:
         place = folder / "given" if store is None else Path(store)
@@ -213,7 +216,7 @@ def compare(
         if not isinstance(data, Campaign):
             samples = kept_data(data, files[0], folder / "given", fields) if files else None
             data = Campaign(model="", data=samples, **fields)
-        found = compare_files(files, data, folder, workers=workers, on_start=on_start)
+        found = compare_files(files, data, folder, workers=worker_count(workers), on_start=on_start)
     forget(found)
     return found
 

@@ -39,12 +39,12 @@ CURVES = {
     ),
     "segmentation.svg": (
         "accuracy.svg",
-        f"onnxfi run models/scenes_segmenter.onnx {SCENES} --task segmentation --ber 1e-7:1e-3 --repeat 20 -o mIoU.db",
+        f"onnxfi run models/scenes_segmenter.onnx {SCENES} --task segmentation --ber 1e-7:1e-3 --repeat 200 -o mIoU.db",
         "onnxfi report mIoU.db --figures figures",
     ),
     "detection.svg": (
         "accuracy.svg",
-        f"{DETECT} --ber 1e-7:1e-3 --repeat 20 -o AP50.db",
+        f"{DETECT} --ber 1e-7:1e-3 --repeat 200 -o AP50.db",
         "onnxfi report AP50.db --figures figures",
     ),
     "detection-bits.svg": (

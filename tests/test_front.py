@@ -28,6 +28,8 @@ from onnxfi.converters import convert
 from onnxfi.errors import DataError, InputError, ModelError, SpecError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
+from onnxfi.tasks.task import Metric
 
 
 def outcomes(found: onnxfi.Report) -> list[tuple[Any, ...]]:
@@ -117,11 +119,21 @@ def test_values_of_code_are_taken_by_their_names(here: Path) -> None:
     by_value = Campaign("m.onnx", fault=Flip(), single=True, trials=2)
     assert by_value == Campaign("m.onnx", fault="flip", single=True, trials=2)
 
+    assert by_value == Campaign("m.onnx", fault=Flip, single=True, trials=2)
+    own = Campaign("m.onnx", single=True, trials=2, task=CLASSIFICATION)
+    assert own.scoring.task == "classification"
+
     class Local:
         """A metric that no other process can import."""
 
     with pytest.raises(SpecError, match=r"metric: .*Local is defined in the running program; put it into a module"):
         Campaign("m.onnx", single=True, trials=2, metric=[Local])
+    with pytest.raises(SpecError, match=r"metric: mine is defined in the running program"):
+        Campaign("m.onnx", single=True, trials=2, metric=Metric("mine", lambda pair: 0.0))
+    with pytest.raises(
+        SpecError, match=r"fault: Lost has no name that workers and a resumed campaign know it by; offer"
+    ):
+        Campaign("m.onnx", single=True, trials=2, fault=type("Lost", (Flip,), {"name": "lost"}))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,7 +83,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     """Return the campaign of the source and the flags; flags override the spec."""
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.designs import chosen_design
-    from onnxfi.campaign.spec.flat_fields import flat_fields, parse_numbers, parse_rates
+    from onnxfi.campaign.spec.flat_fields import flat_fields
     from onnxfi.campaign.spec.pipeline_file import names_pipeline
     from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part
     from onnxfi.cli.terminal import print_note
@@ -95,9 +94,6 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
         print_note(warning)
     explicit = given_flags(flags, flat_fields(Campaign).keys() & flags.keys())
     parsers: dict[str, Callable[[Any], Any]] = {
-        "ber": parse_rates,
-        "per_sample": lambda text: parse_rates(text, "per_sample"),
-        **{name: partial(parse_numbers, name=name) for name in ("voltage", "temperature")},
         "target": _split_list,
         "due": _split_list,
         "mix": lambda texts: tuple(map(parse_mix_part, texts)),

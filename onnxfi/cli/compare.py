@@ -210,14 +210,14 @@ def _check_design(models: tuple[Path, ...], flags: dict[str, Any], *, figures: b
 def _campaign(model: Path, flags: dict[str, Any]) -> Campaign:
     """Return the campaign of the flags for the first model."""
     from onnxfi.campaign.spec.campaign import Campaign
-    from onnxfi.campaign.spec.flat_fields import flat_fields, parse_rates
+    from onnxfi.campaign.spec.flat_fields import flat_fields
 
     values = {name: flags[name] for name in flat_fields(Campaign) if name in flags}
     values["target"] = tuple(one.strip() for one in flags["target"].split(",") if one.strip())
     if flags["trials"] is not None:
         del values["ber"], values["repeat"]
         return Campaign(**{"model": model, **values, "single": True})
-    return Campaign(**{"model": model, **values, "ber": parse_rates(flags["ber"])})
+    return Campaign(**{"model": model, **values})
 
 
 def _print(found: Comparison) -> None:

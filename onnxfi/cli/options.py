@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -424,19 +423,13 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds of a text, as 600.0 of 10m."""
-        text = str(value).strip().lower()
-        number, unit = (text[:-1], text[-1]) if text[-1:] in _SECONDS else (text, "s")
+        from onnxfi.errors import InputError
+        from onnxfi.numbers import seconds
+
         try:
-            seconds = float(number) * _SECONDS[unit]
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds <= _LONGEST_S:
-            self.fail(f"{value!r} is no duration above 0; write seconds, or 90s, 10m, 2h", param, ctx)
-        return seconds
-
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST_S = 1e9
+            return seconds(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 def given_flags(flags: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:

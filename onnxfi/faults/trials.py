@@ -23,6 +23,7 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, fault_time, parse_site
 from onnxfi.faults.words import Word, Words
+from onnxfi.numbers import number, whole_number
 
 #: Faults that one trial may hold: some 50 bytes each in memory.
 MOST_FAULTS = 20_000_000
@@ -258,6 +259,12 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.kind not in SAMPLERS:
             raise InputError(f"unknown sampler {self.kind!r}{closest(self.kind, SAMPLERS)}")
+        for name, read in (("rate", number), ("n", whole_number), ("seed", whole_number)):
+            try:
+                object.__setattr__(self, name, read(getattr(self, name)))
+            except ValueError:
+                given = str(getattr(self, name))[:60]
+                raise InputError(f"{self.kind} takes one number as its {name}; given {given!r}") from None
         if self.kind in RATE_SAMPLERS:
             sampling.check_rate(self.rate)
         elif self.kind in CONDITION_SAMPLERS and not math.isfinite(self.rate):
@@ -504,6 +511,8 @@ def json_value(value: Any) -> Any:
     return value
 
 
-def fault_model(text: str | FaultModel) -> FaultModel:
-    """Return a fault model from its text form, or as it is."""
-    return parse_fault(text) if isinstance(text, str) else text
+def fault_model(given: str | FaultModel | type[FaultModel]) -> FaultModel:
+    """Return a fault model from its text form, of a class with its defaults, or as it is."""
+    if isinstance(given, type):
+        return given()
+    return parse_fault(given) if isinstance(given, str) else given

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from decimal import Decimal, InvalidOperation
@@ -19,9 +20,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxfi.errors import InputError, SpecError, closest
 from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.registry import fault_models
+from onnxfi.numbers import number, whole_number
+from onnxfi.tasks.registry import find_task, task_names
+from onnxfi.tasks.task import Metric, Task
 
 #: Bits of a whole number that is written out in a message, and letters of any other value.
 _WRITTEN_BITS, _LONGEST = 200, 60
+#: Lists of numbers that are no rates, as fields have them and as text.
+_CONDITIONS = ("voltage", "temperature")
 _TYPES = MappingProxyType({int: "a whole number", float: "a number", bool: "true or false", str: "a text"})
 
 
@@ -119,8 +126,8 @@ def build(kind: Any, given: Mapping[str, Any]) -> Any:
 def plain(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat fields as a file has them: numbers and arrays of numpy as those of Python, code by its name.
 
-    A fault model becomes its text, and a class or function ``module:name``. SpecError for one that another process
-    cannot import by that name.
+    A fault model becomes its text, and a class, function, metric or task ``module:name``. SpecError for one that no
+    other process can import by that name.
 
     >>> import numpy as np
     >>> from onnxfi.faults.models import Flip
@@ -133,16 +140,47 @@ def plain(given: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one, name) for one in value]
+    if isinstance(value, FaultModel) or (isinstance(value, type) and issubclass(value, FaultModel)):
+        return _fault_text(value, name)
     if isinstance(value, type | FunctionType):
-        if value.__module__ == "__main__" or "<" in value.__qualname__:
-            raise SpecError(
-                f"{name}: {value.__qualname__} is defined in the running program; put it into a module, from which "
-                f"workers and a resumed campaign can import it"
-            )
-        return f"{value.__module__}:{value.__qualname__}"
-    if isinstance(value, FaultModel):
-        return str(value)
+        return _importable(value.__module__, value.__qualname__, name)
+    if isinstance(value, Metric | Task):
+        return _declared(value, name)
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _importable(module: str, own: str, name: str) -> str:
+    """Return what another process imports; SpecError for what it cannot."""
+    if module == "__main__" or "<" in own:
+        raise SpecError(
+            f"{name}: {own} is defined in the running program; put it into a module, from which workers and a resumed "
+            f"campaign can import it"
+        )
+    return f"{module}:{own}"
+
+
+def _declared(value: Metric | Task, name: str) -> str:
+    """Return a task that is built in by its name, and another metric or task as the module holds it that defines it."""
+    if isinstance(value, Task) and value.name in task_names() and find_task(value.name) is value:
+        return value.name
+    functions = [value.function] if isinstance(value, Metric) else [value.masked, *(m.function for m in value.metrics)]
+    modules = [sys.modules[function.__module__] for function in functions if hasattr(function, "__module__")]
+    homes = [(module.__name__, own) for module in modules for own, one in vars(module).items() if one is value]
+    return _importable(*(homes or [("__main__", value.name)])[0], name)
+
+
+def _fault_text(value: FaultModel | type[FaultModel], name: str) -> str:
+    """Return a fault model, or a class with its defaults, as text; SpecError for one that nobody offers."""
+    kind = value if isinstance(value, type) else type(value)
+    if fault_models().get(kind.name) is not kind:
+        raise SpecError(
+            f"{name}: {kind.__qualname__} has no name that workers and a resumed campaign know it by; offer it by an "
+            f"entry point of onnxfi.fault_models, as CONTRIBUTING.md shows"
+        )
+    try:
+        return str(value() if isinstance(value, type) else value)
+    except TypeError:
+        raise SpecError(f"{name}: {kind.__qualname__} has no default parameters; give an instance") from None
 
 
 def flat(value: Any) -> dict[str, Any]:
@@ -202,7 +240,9 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     """Return a value as the type that field `name` is declared with; SpecError for another type or an unknown word."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is tuple:
-        single = isinstance(value, (str, Mapping)) or not isinstance(value, Sequence)
+        if inner[0] is float and isinstance(value, str):
+            return parse_numbers(value, name) if name in _CONDITIONS else parse_rates(value, name)
+        single = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
         return tuple(typed(one, inner[0], name) for one in ((value,) if single else value))
     if origin in (Union, UnionType):
         if any(isinstance(value, one) for one in _values_in(kind)) or (value is None and NoneType in inner):
@@ -220,10 +260,10 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         return os.fspath(value)
     if kind is bool and isinstance(value, bool):
         return value
-    if kind in (int, float) and not isinstance(value, (bool, str)):
+    if kind in (int, float):
         try:
-            return value.__index__() if kind is int else float(value)
-        except (AttributeError, TypeError, OverflowError):
+            return whole_number(value) if kind is int else number(value)
+        except ValueError:
             pass
     raise SpecError(f"{name} must be {_TYPES.get(kind, 'a part')}; given {brief(value)!r}", name)
 

@@ -305,7 +305,7 @@ def inject_activations(
     voltage: float | None = None,
     temperature: float | None = None,
     batch: int = 1,
-    fault: str | FaultModel = "flip",
+    fault: str | FaultModel | type[FaultModel] = "flip",
     target: str = "activations",
     selector: Selector | None = None,
     seed: int = 0,

@@ -22,7 +22,7 @@ def draw_fault_inputs(
     ber: float | None = None,
     count: int | None = None,
     per_sample: float | None = None,
-    fault: str | FaultModel = "flip",
+    fault: str | FaultModel | type[FaultModel] = "flip",
     selector: Selector | None = None,
     seed: int = 0,
     batch: int = 1,

@@ -105,7 +105,7 @@ def sample(
     voltage: float | None = None,
     temperature: float | None = None,
     sites: Sequence[str] = (),
-    fault: str | FaultModel = "flip",
+    fault: str | FaultModel | type[FaultModel] = "flip",
     selector: Selector | None = None,
     seed: int = 0,
     trial: int = 1,

@@ -36,12 +36,12 @@ def test_flat_fields_give_the_campaign_and_the_campaign_gives_them(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("repeat", "3"), ("repeat", True), ("repeat", 2.0), ("seed", None), ("single", 1), ("bits", 30)),
+        *(("repeat", "x"), ("repeat", True), ("repeat", 2.5), ("seed", None), ("single", 1), ("bits", 30)),
         *(
-            ("ber", "1e-6"),
+            ("ber", ["x"]),
             ("include", [1]),
             ("model", None),
-            ("tolerance", "0"),
+            ("tolerance", "x"),
             ("due", [3]),
         ),
     ],
@@ -70,3 +70,14 @@ def test_numbers_and_arrays_of_numpy_are_taken() -> None:
     assert asked.with_fields(per_sample=rates, target="activations").design.rates == tuple(rates.tolist())
     with pytest.raises(SpecError, match="ber must be a number"):
         Campaign("m.onnx", ber=np.array([["a"]]))
+
+
+def test_numbers_as_text_are_taken_as_on_the_command_line() -> None:
+    asked = Campaign("m.onnx", ber="1e-6:1e-5", repeat="3", samples=20.0, confidence="0.95")
+    assert asked == Campaign("m.onnx", ber=[1e-6, 1e-5], repeat=3, samples=20, confidence=0.95)
+    one = Campaign("m.onnx", ber=1e-6)
+    assert (
+        one == Campaign("m.onnx", ber="1e-6") == Campaign("m.onnx", ber=["1e-6"]) == one.with_fields(ber=iter([1e-6]))
+    )
+    with pytest.raises(SpecError, match=r"ber '1e-6:1e-5:2' is not a rate"):
+        Campaign("m.onnx", ber="1e-6:1e-5:2")

@@ -1,0 +1,63 @@
+"""Numbers as a program or a notebook gives them: of Python, numpy or a framework, and as text."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from onnxfi.errors import InputError
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S = 1e9
+
+
+def number(value: Any) -> float:
+    """Return a number as Python's; ValueError for what is none.
+
+    >>> import numpy as np
+    >>> number("1e-6"), number(np.float32(0.5)), number(np.array(0.5))
+    (1e-06, 0.5, 0.5)
+    """
+    if isinstance(value, bool | bytes):
+        raise ValueError("a truth value or bytes")
+    try:
+        return float(value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+
+
+def whole_number(value: Any) -> int:
+    """Return a whole number as Python's; ValueError for what is none, as 2.5.
+
+    >>> import numpy as np
+    >>> whole_number("20"), whole_number(2.0), whole_number(np.array(3))
+    (20, 2, 3)
+    """
+    if isinstance(value, bool | bytes):
+        raise ValueError("a truth value or bytes")
+    if isinstance(value, str):
+        return int(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        if number(value).is_integer():
+            return int(value)
+    raise ValueError("not whole")
+
+
+def seconds(value: Any) -> float:
+    """Return a duration in seconds, also of a text with a unit; InputError for what is none above 0.
+
+    >>> seconds(90), seconds("90s"), seconds("10m"), seconds("2h")
+    (90.0, 90.0, 600.0, 7200.0)
+    """
+    text = value.strip().lower() if isinstance(value, str) else ""
+    amount, unit = (text[:-1], text[-1]) if text[-1:] in _SECONDS else (value, "s")
+    try:
+        found = number(amount) * _SECONDS[unit]
+    except ValueError:
+        found = math.nan
+    if not 0 < found <= _LONGEST_S:
+        raise InputError(f"{str(value)[:60]!r} is no duration above 0; write seconds, or 90s, 10m, 2h")
+    return found
