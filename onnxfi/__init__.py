@@ -43,6 +43,7 @@ _NAMES = {
     "campaign.results.rows": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
     "front": ("run",),
+    "model_verbs": ("evaluate", "protect", "quantize"),
     "verbs": ("assess", "check", "compare", "plan"),
     "faults.faultlist": ("FaultList",),
     "faults.fault_model": ("FaultModel",),
@@ -56,11 +57,11 @@ _NAMES = {
     "runtime.engine.onnx_runtime": ("OrtEngine",),
     "runtime.engine.protocols": ("Engine", "Session"),
     "runtime.engine.registry": ("engine_of",),
-    "tasks.evaluation": ("evaluate", "evaluate_pipeline"),
-    "protection.protect": ("Protected", "protect"),
+    "tasks.evaluation": ("evaluate_pipeline",),
+    "protection.protect": ("Protected",),
     "protection.protection_plan": ("ProtectionPlan", "load_protection_plan"),
     "runtime.inject.fault_map_import": ("import_fault_map",),
-    "runtime.quantize.quantize": ("Quantised", "quantize"),
+    "runtime.quantize.quantize": ("Quantised",),
     "runtime.quantize.recipe": ("Recipe",),
     "runtime.pipeline.open_pipeline": ("open_pipeline",),
     "runtime.pipeline.pipeline": ("Loop", "Pipeline", "Stage"),
@@ -188,7 +189,8 @@ if TYPE_CHECKING:
     from onnxfi.faults.words import Mask, Word
     from onnxfi.front import run
     from onnxfi.graph.model.loading import Model, load
-    from onnxfi.protection.protect import Protected, protect
+    from onnxfi.model_verbs import evaluate, protect, quantize
+    from onnxfi.protection.protect import Protected
     from onnxfi.protection.protection_plan import ProtectionPlan, load_protection_plan
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine
@@ -203,9 +205,9 @@ if TYPE_CHECKING:
     from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
     from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
     from onnxfi.runtime.pipeline.pipeline import Loop, Pipeline, Stage
-    from onnxfi.runtime.quantize.quantize import Quantised, quantize
+    from onnxfi.runtime.quantize.quantize import Quantised
     from onnxfi.runtime.quantize.recipe import Recipe
-    from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
+    from onnxfi.tasks.evaluation import evaluate_pipeline
     from onnxfi.verbs import assess, check, compare, plan
 
 

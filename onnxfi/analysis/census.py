@@ -163,7 +163,7 @@ class Census:
                 }  # fmt: skip
 
 
-def census(model: ModelLike, selector: Selector | None = None) -> Census:
+def census(model: ModelLike, selector: Selector | None = None, **selection: Any) -> Census:
     """Count the effect of every single bit flip of a model on its word; nothing is run.
 
     Parameters
@@ -172,6 +172,8 @@ def census(model: ModelLike, selector: Selector | None = None) -> Census:
         The model.
     selector : Selector, optional
         The selected targets, elements and bits; by default every weight.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ``bits="exponent"``, ….
 
     Returns
     -------
@@ -192,7 +194,7 @@ def census(model: ModelLike, selector: Selector | None = None) -> Census:
     (3387712, 0.0313, 0.27)
     """
     model = load(model)
-    space = (selector or Selector()).space(model.targets)
+    space = Selector.given(selector, selection).space(model.targets)
     reach = _reach(model)
     rows = zip(space.targets, space.bit_positions, space.element_counts, strict=True)
     return Census(model.name, model.digest, tuple(_row(model, space, *row, reach) for row in rows))

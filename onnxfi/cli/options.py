@@ -311,15 +311,12 @@ def engine_of(flags: Mapping[str, Any]) -> Engine:
 
 def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     """Return the data of the flags, checked against the model's inputs."""
-    from onnxfi.runtime.data.dry_run import dry_run
-    from onnxfi.tasks.registry import driven, open_samples
+    from onnxfi.tasks.registry import open_data_of_model
 
-    spec, engine = None if flags["data"] in (None, "synthetic") else flags["data"], driven(flags["task"], engine)
-    dry_run(engine, model.path or b"")
-    ports = engine.prepare(model.path or b"").inputs
-    return open_samples(
-        flags["task"], spec, ports, preprocess=flags["preprocess"], limit=flags["samples"], batch_axis=flags["batch_axis"],
-        labels=flags["labels"], dim=flags["dim"],
+    spec = None if flags["data"] in (None, "synthetic") else flags["data"]
+    return open_data_of_model(
+        model.path or b"", spec, engine, flags["task"], preprocess=flags["preprocess"], limit=flags["samples"],
+        batch_axis=flags["batch_axis"], labels=flags["labels"], dim=flags["dim"],
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -133,6 +134,26 @@ class Selector:
     bits: str = ""
     elements: str = ""
     role: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take a list, or a single pattern, as the tuple of it."""
+        for name in ("include", "exclude", "op", "dtype", "role"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    @classmethod
+    def given(cls, selector: Selector | None, fields: Mapping[str, Any]) -> Selector:
+        """Return the selector of a call, given as one or by its fields; SelectorError for both, or another field.
+
+        >>> Selector.given(None, {"include": "conv1"}).include
+        ('conv1',)
+        """
+        for name in fields:
+            if name not in cls.__dataclass_fields__:
+                raise SelectorError(f"unknown argument {name[:60]!r}{closest(name[:60], cls.__dataclass_fields__)}")
+        if selector is not None and fields:
+            raise SelectorError(f"the selector has its {next(iter(fields))} already; give the one or the other")
+        return selector or cls(**fields)
 
     def of_model(self, model: FaultModel) -> Selector:
         """Return the selector with the operators of a fault model, if it names neither targets nor operators."""

@@ -20,6 +20,7 @@ from typing import Any
 from onnxfi.errors import DataError, InputError, closest
 from onnxfi.extensions import load_extension
 from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.data.sources import names_function, open_data
@@ -158,6 +159,18 @@ def open_samples(task: str, spec: Any, inputs: Sequence[Port], **how: Any) -> Da
     """
     found = None if task == AUTO else find_task(task).samples
     return (found or open_data)(spec, inputs, **how)
+
+
+def open_data_of_model(model: str | Path | bytes, spec: Any, engine: Engine, task: str = AUTO, **how: Any) -> Data:
+    """Open data for the inputs of a model, as an engine and a task see them; see `open_samples`.
+
+    >>> from onnxfi.runtime.engine.registry import engine_of
+    >>> open_data_of_model("models/fashion_cnn.onnx", "models/fashion_test.npz", engine_of(), limit=5).samples
+    5
+    """
+    engine = driven(task, engine)
+    dry_run(engine, model)
+    return open_samples(task, spec, engine.prepare(model).inputs, **how)
 
 
 def find_metric(spec: str) -> Metric:

@@ -94,6 +94,11 @@ class Campaign(CheckedFields):
     allow_code: bool = field(default=False, compare=False, metadata=UNWRITTEN)
 
     def __init__(self, model: str | Path, data: str | Path | None = None, **fields: Any) -> None:
+        if isinstance(model, bytes) or any(hasattr(model, name) for name in ("SerializeToString", "targets")):
+            raise SpecError(
+                "a campaign names the file of its model, which is opened again; give the path, or onnxfi.run(model, …)",
+                "model",
+            )
         given = plain({"model": model, "data": data, **fields})
         values = {n: v for n, v in given.items() if n in types_of(Campaign) and isinstance(v, CheckedFields)}
         own = {name: value for name, value in given.items() if name not in values}

@@ -183,6 +183,7 @@ def instrument(
     data: Any = None,
     values: bool = False,
     custom_ops: Sequence[str] = (),
+    **selection: Any,
 ) -> Instrumented:
     """Arm a model: fault-free until faults are fed, with one session for every trial.
 
@@ -206,6 +207,8 @@ def instrument(
         Faults describe what becomes of a number, not of a word; formats that cannot have such faults are left out.
     custom_ops : sequence of str
         Libraries of custom operators.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ``bits="exponent"``, ….
 
     Returns
     -------
@@ -232,7 +235,7 @@ def instrument(
     prepared = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
     if values:
         prepared = replace(prepared, activations=check_value_formats(prepared.activations))
-    chosen = _chosen(prepared, selector or Selector(), every=all)
+    chosen = _chosen(prepared, Selector.given(selector, selection), every=all)
     armed = arm(prepared.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
     place = None if out is None else Path(out)
     if place is not None:
@@ -313,8 +316,9 @@ def inject_activations(
     inline: bool = False,
     opset: int | str = "auto",
     body: str = "auto",
-    data: Data | None = None,
+    data: Any = None,
     custom_ops: Sequence[str] = (),
+    **selection: Any,
 ) -> ActivationInjection:
     """Write a model that has faults in its activations, for any batch size.
 
@@ -355,6 +359,8 @@ def inject_activations(
         Write no local functions, for runtimes that have none.
     opset, body, data, custom_ops
         As for `instrument`.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ``bits="exponent"``, ….
 
     Returns
     -------
@@ -386,7 +392,8 @@ def inject_activations(
     if len(given) != 1:
         raise InputError(f"exactly one of {', '.join(ways)} must be given; given: {given or 'none'}")
     event = fault_model(fault)
-    selector = (selector or Selector()).of_model(event)
+    selector = Selector.given(selector, selection).of_model(event)
+    data = data_of(data, inputs_of(model.proto))
     prepared = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     prepared = replace(prepared, activations=tuple(of_target(prepared.activations, target)))
     if sites:

@@ -30,6 +30,7 @@ def inspect_activations(
     neurons: str | Path | None = None,
     data: Any = None,
     custom_ops: Sequence[str] = (),
+    **selection: Any,
 ) -> dict[str, Any]:
     """Describe the activations that faults can be injected into, as plain values.
 
@@ -52,6 +53,8 @@ def inspect_activations(
         Samples that are run; made up without it.
     custom_ops : sequence of str
         Libraries of custom operators.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ``bits="exponent"``, ….
 
     Returns
     -------
@@ -70,7 +73,7 @@ def inspect_activations(
     >>> [(row["outputs_of"][0]["layer"], row["target"], row["elements"]) for row in found["activations"]]
     [('conv1', 'relu', 12544), ('conv2', 'relu_1', 6272), ('fc1', 'relu_2', 64), ('fc2', 'logits', 10)]
     """
-    model, chosen = load(model), selector or Selector()
+    model, chosen = load(model), Selector.given(selector, selection)
     data = data_of(data, inputs_of(model.proto))
     stated = activations(model, None if data is None else data.layout)
     rows = complete_by_running(model, parse(model), stated, data, custom_ops)

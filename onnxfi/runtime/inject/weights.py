@@ -109,6 +109,7 @@ def sample(
     selector: Selector | None = None,
     seed: int = 0,
     trial: int = 1,
+    **selection: Any,
 ) -> Sample:
     """Draw the faults of one trial, and look up the words that they change.
 
@@ -136,6 +137,8 @@ def sample(
         Seed of the draw.
     trial : int
         Number of the trial, from 1; each has faults of its own.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ``bits="exponent"``, ….
 
     Returns
     -------
@@ -167,7 +170,7 @@ def sample(
         raise InputError("per_tensor goes with count; give both")
     if trial < 1:
         raise InputError(f"trial {trial} is out of range; trials count from 1, as trial 0 is the golden run")
-    event, selector = fault_model(fault), selector or Selector()
+    event, selector = fault_model(fault), Selector.given(selector, selection)
     if sites:
         how = Sampler("sites", n=len(sites), seed=seed)
         faults = faults_at_named_sites(sites, model.targets, event, selector, seed)
@@ -420,7 +423,9 @@ def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
     return [(1, Faults(model.targets, Sites(none, none, none.astype(np.int16)), (event,), words, words))]
 
 
-def inspect(model: ModelLike, selector: Selector | None = None, *, neurons: str | Path | None = None) -> dict[str, Any]:
+def inspect(
+    model: ModelLike, selector: Selector | None = None, *, neurons: str | Path | None = None, **selection: Any
+) -> dict[str, Any]:
     """Describe what faults can be injected into, as plain values.
 
     Elements and bits are those that the selector leaves: the bits in all are the population of single flips. Integer
@@ -435,6 +440,8 @@ def inspect(model: ModelLike, selector: Selector | None = None, *, neurons: str 
         The selected targets; by default every weight.
     neurons : str or Path, optional
         Mapping file of spiking layers that no pattern finds.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ``bits="exponent"``, ….
 
     Returns
     -------
@@ -452,7 +459,7 @@ def inspect(model: ModelLike, selector: Selector | None = None, *, neurons: str 
     {'targets': 8, 'elements': 105866, 'bits': 3387712}
     """
     model = load(model)
-    chosen = selector or Selector()
+    chosen = Selector.given(selector, selection)
     spiking = describe_neurons(model, neurons)
     kept = [t for t in model.targets if chosen.selects(t)]
     # A selection that finds nothing is an error here too; a whole model may well hold nothing.

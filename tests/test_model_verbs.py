@@ -1,0 +1,74 @@
+"""Evaluation, quantisation and protection take the fields that their flags set, and refuse what has no effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_pipelines import cascade
+from tiny_campaigns import mlp, samples
+
+import onnxfi
+from onnxfi.errors import InputError
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with m.onnx and d.npz."""
+    monkeypatch.chdir(tmp_path)
+    mlp(tmp_path)
+    samples(tmp_path)
+    return tmp_path
+
+
+def test_an_evaluation_reads_its_data_as_the_flags_say(here: Path) -> None:
+    with np.load("d.npz") as archive:
+        arrays = dict(archive)
+    few = {name: array[:5] for name, array in arrays.items()}
+    np.savetxt("labels.txt", np.roll(arrays["labels"], 1), fmt="%d")
+    found = onnxfi.evaluate("m.onnx", few, provider="cpu")
+    asked: dict[str, Any] = {"samples": "5", "batch": np.int64(2), "provider": "cpu", "threads": "1"}
+    assert onnxfi.evaluate("m.onnx", "d.npz", **asked).metrics == found.metrics
+    assert onnxfi.evaluate("m.onnx", arrays, golden=found, engine="reference", samples=5).metrics["sdc1"] == 0
+    other = onnxfi.evaluate("m.onnx", "d.npz", labels="labels.txt", provider="cpu")
+    assert other.metrics["top1"] != onnxfi.evaluate("m.onnx", "d.npz", provider="cpu").metrics["top1"]
+
+
+def test_a_pipeline_is_evaluated_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, data = cascade(tmp_path), "d.npz"
+    assert 0 <= onnxfi.evaluate(file, data, samples=2, provider="cpu", allow_code=True).metrics["top1"] <= 1
+    with pytest.raises(InputError, match="batch has no effect of a pipeline"):
+        onnxfi.evaluate(file, data, batch=2, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: onnxfi.evaluate("m.onnx", "d.npz", sample=3), "unknown field 'sample'; closest: 'samples'"),
+        (lambda: onnxfi.evaluate("m.onnx", "d.npz", samples="x"), "samples must be a whole number"),
+        (lambda: onnxfi.evaluate("m.onnx", engine=onnxfi.engine_of(), threads=2), "the engine has its threads already"),
+        (lambda: onnxfi.quantize("m.onnx", "fp16", "o.onnx", samples=3), "samples has no effect without data"),
+        (lambda: onnxfi.protect("m.onnx", "range:clip", "o.onnx", samples=3), "samples has no effect without data"),
+        (lambda: onnxfi.inspect("m.onnx", includ="w"), "unknown argument 'includ'; closest: 'include'"),
+        (lambda: onnxfi.census("m.onnx", onnxfi.Selector(bits="sign"), include="w"), "the selector has its include"),
+    ],
+)
+def test_what_has_no_effect_is_refused(here: Path, call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+    assert not Path("o.onnx").exists()
+
+
+def test_a_recipe_and_a_selection_are_given_by_their_fields(here: Path) -> None:
+    recipe = onnxfi.Recipe("static", per_channel=True, calibration_samples=4)
+    one = onnxfi.quantize("m.onnx", recipe, "one.onnx", data="d.npz").out.read_bytes()
+    done = onnxfi.quantize("m.onnx", "static", "two.onnx", data="d.npz", per_channel=True, calibration_samples=4)
+    assert done.out.read_bytes() == one
+    held = onnxfi.protect("m.onnx", "range:clip", "three.onnx", data="d.npz", samples=4, include="=b", provider="cpu")
+    assert held.drift.samples == 4
+    chosen = onnxfi.inspect("m.onnx", onnxfi.Selector(bits="sign"))
+    assert onnxfi.inspect("m.onnx", bits="sign")["totals"] == chosen["totals"]
+    assert onnxfi.census("m.onnx", bits="sign").whole.bits == chosen["totals"]["bits"]
