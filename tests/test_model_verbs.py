@@ -27,12 +27,12 @@ def test_an_evaluation_reads_its_data_as_the_flags_say(here: Path) -> None:
     with np.load("d.npz") as archive:
         arrays = dict(archive)
     few = {name: array[:5] for name, array in arrays.items()}
-    np.savetxt("labels.txt", np.roll(arrays["labels"], 1), fmt="%d")
+    np.savetxt("labels.csv", np.roll(arrays["labels"], 1), fmt="%d")
     found = onnxfi.evaluate("m.onnx", few, provider="cpu")
     asked: dict[str, Any] = {"samples": "5", "batch": np.int64(2), "provider": "cpu", "threads": "1"}
     assert onnxfi.evaluate("m.onnx", "d.npz", **asked).metrics == found.metrics
     assert onnxfi.evaluate("m.onnx", arrays, golden=found, engine="reference", samples=5).metrics["sdc1"] == 0
-    other = onnxfi.evaluate("m.onnx", "d.npz", labels="labels.txt", provider="cpu")
+    other = onnxfi.evaluate("m.onnx", "d.npz", labels="labels.csv", provider="cpu")
     assert other.metrics["top1"] != onnxfi.evaluate("m.onnx", "d.npz", provider="cpu").metrics["top1"]
 
 

@@ -110,10 +110,13 @@ def test_models_and_data_of_every_form(held: Any, verb: str) -> None:
 
 def test_answers_are_short_where_they_are_shown(held: Any) -> None:
     proto, arrays = held
+    campaign, limit = onnxfi.Campaign("m.onnx", "d.npz", ber=1e-2, repeat=2, **CPU), onnxfi.Limit("due", max=1)
     drawn = onnxfi.sample(proto, count=20)
     answers = (
         onnxfi.load(proto), drawn, onnxfi.inject(proto, drawn), onnxfi.census(proto), onnxfi.manifest(proto),
         onnxfi.diff(proto, onnxfi.inject(proto, drawn).data), onnxfi.evaluate(proto, arrays),
-        onnxfi.run(proto, arrays, single=True, trials=2, **CPU),
+        onnxfi.run(proto, arrays, single=True, trials=2, **CPU), onnxfi.plan(proto, single=True, trials=2)[0],
+        campaign, onnxfi.check("m.onnx", onnxfi.Budget(campaign, (limit,))),
+        onnxfi.compare({"a": proto, "b": proto}, campaign),
     )  # fmt: skip
     assert not [text[:60] for answer in answers if len(text := repr(answer)) > 1200]

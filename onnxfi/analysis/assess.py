@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ class Assessment:
     verdict: Verdict
     seconds: float
     stopped: bool
+
+    def __repr__(self) -> str:
+        return "\n".join((*self.verdict.sentences, f"{self.seconds:.0f} s; its stores are in {self.folder}"))
+
+    def _repr_html_(self) -> str:
+        lines = (*self.verdict.sentences, *(f"<code>{escape(command)}</code>" for command in self.verdict.commands))
+        return "".join(f"<p>{line if line.startswith('<code>') else escape(line)}</p>" for line in lines)
 
     @property
     def reports(self) -> list[Report]:

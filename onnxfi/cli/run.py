@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _BAR_S, LINE_S = 0.5, 60.0
 #: What is kept of --time for the report: a share, and seconds at most.
 _REPORT_SHARE, _REPORT_S = 0.05, 5.0
+#: Seconds of trials after which the first line comes.
+FIRST_LINE_S = 5.0
 #: Longest text of --shard.
 _MAX_SHARD_LENGTH = 40
 
@@ -310,7 +312,8 @@ def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result
     from onnxfi.cli.terminal import print_note
 
     counts, started, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
-    done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started  # a bar is shown from the first trial
+    # A bar is shown from the first trial, the first line after some seconds.
+    done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started + FIRST_LINE_S - LINE_S
     headline_sum = running.headline_sum
 
     def update(result: Result) -> str | None:

@@ -118,6 +118,9 @@ class Checked:
     confidence: float
     baseline: str | None = None
 
+    def __repr__(self) -> str:
+        return "\n".join((f"{self.model}: {self.summary()}", *map(str, self.findings)))
+
     @property
     def verdict(self) -> str:
         """`fail` where any limit failed, else `not decided` where any is, else `pass`."""

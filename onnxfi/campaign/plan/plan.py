@@ -76,6 +76,9 @@ class Plan:
     listed: FaultList | None = None
     faulty: tuple[Target, ...] = ()
 
+    def __repr__(self) -> str:
+        return "\n".join(self.describe())
+
     @property
     def model(self) -> Model:
         """The model."""

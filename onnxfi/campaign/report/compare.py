@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import BerSweep
 from onnxfi.errors import DataError, SpecError
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.statistics.intervals import Interval
 
@@ -63,6 +65,32 @@ class Comparison:
     rates: tuple[float, ...]
     measure: str
     confidence: float
+
+    def __repr__(self) -> str:
+        columns, rows = self._rows()
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (columns, *rows))
+
+    def _repr_html_(self) -> str:
+        columns, rows = self._rows()
+        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+    def _rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the columns and rows of the short table: a version in each row, a rate in each column."""
+        metric = self.versions[0].found.task.metric(self.measure)
+
+        def cells(version: Version) -> Iterator[str]:
+            golden = self.golden(version)
+            yield printable(Path(version.model).name)
+            yield "-" if golden is None else metric.text(golden)
+            for rate in self.rates:
+                cell = self.cell(version, rate)
+                yield "-" if cell is None else metric.interval(cell)
+
+        names = (metric.label, "fault-free", *(f"{rate:g}" for rate in self.rates))
+        return names, [tuple(cells(version)) for version in self.versions]
 
     def cell(self, version: Version, rate: float) -> Interval | None:
         """Return the measure of a version at a rate, with its interval."""

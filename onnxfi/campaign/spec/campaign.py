@@ -131,6 +131,10 @@ class Campaign(CheckedFields):
             if metric.bounds != (0, 1):
                 raise SpecError(f"rate {rate!r} is no share; adaptive measures a metric between 0 and 1", "rate")
 
+    def __repr__(self) -> str:
+        fields = {name: value for name, value in given_fields(self).items() if name != "model"}
+        return f"Campaign({', '.join([repr(self.model), *(f'{name}={value!r}' for name, value in fields.items())])})"
+
     @property
     def draws(self) -> tuple[FaultDraw, ...]:
         """The draws of faults: of a mix those of its parts, of a replay none."""

@@ -139,6 +139,8 @@ def _not_classes(labels: Labels) -> str:
         return ""
     why = f"{_given(labels)}; classes are integers, one per sample, or one-hot rows"
     if labels.dtype.kind in "OUT":
+        if labels.size and all(str(label).strip().isdecimal() for label in labels.ravel()):
+            return f"{why}; the lines of a .txt are texts, name a file of class numbers .csv"
         return f"{why}; of names take their places in the list of the model's classes"
     if labels.ndim == 2 and not column and is_binary(labels):
         return f"{why}; rows of several classes are labels of --task multi-label"
