@@ -28,7 +28,8 @@ def _head(found: Assessment) -> PageHead:
             (row.name, str(row.rank), f"{row.trials:,}", metric.interval(row.interval))
             for row in list(ranking.look.ranking.rows())[:_MOST]
         ]
-        tables.append(PageTable("Weakest layers", ("Layer", "Rank", "Trials", metric.label), tuple(rows)))
+        if any(row.trials for row in ranking.look.ranking.rows()):
+            tables.append(PageTable("Weakest layers", ("Layer", "Rank", "Trials", metric.label), tuple(rows)))
         for by in ("bit", "layer") if sure_enough(ranking) else ():
             shares = [row for row in harm_shares(ranking, by) if row[1] > 0][:_MOST]
             cells = tuple((key, f"{100 * share:.1f} %") for key, share in shares)

@@ -26,6 +26,8 @@ KEPT = 0.01
 WIDEST = 0.1
 #: The share of all harm that the named bits and layers make up, and how many are named.
 _MOST_HARM, _MOST_NAMED = 0.9, 4
+#: What is left of a sum of shares that is 1, after rounding.
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -308,10 +310,9 @@ def harm_sentences(found: CampaignRates) -> Iterator[str]:
     layers = _leading(harm_shares(found, "layer"))
     if bits:
         names = listed([f"bit {key}" if key.isdecimal() else f"bits {key}" for key, _ in bits])
-        yield (
-            f"About {_together(bits)} of the harm comes from {names}; protecting that would leave about "
-            f"{100 * max(0.0, 1 - sum(share for _, share in bits)):.1g} % of it."
-        )
+        left = 1 - sum(share for _, share in bits)
+        would = f"; protecting that would leave about {100 * left:.1g} % of it" if left > _NOTHING else ""
+        yield f"About {_together(bits)} of the harm comes from {names}{would}."
     if layers:
         yield f"About {_together(layers)} of the harm comes from {listed([key for key, _ in layers])}."
 
@@ -319,6 +320,8 @@ def harm_sentences(found: CampaignRates) -> Iterator[str]:
 def due_sentences(found: CampaignRates) -> Iterator[str]:
     """Yield how many trials were detected as errors, and by what."""
     n, trials = found.everything.outcomes["due"], found.everything.trials
+    if not trials:
+        return
     if not n:
         yield f"No trial ended in a detected error (DUE), of {trials:,}."
         return
@@ -334,7 +337,7 @@ def cost_sentences(found: CampaignRates) -> Iterator[str]:
     """Yield the cost of a trial in golden inferences, and the trials that a plan saved."""
     with Store.open(found.store, checked=True) as opened:
         golden_s, times = opened.get("golden_s"), opened.times()
-    if golden_s and times:
+    if golden_s and times and found.everything.trials:
         mean = math.fsum(times) / len(times)
         spared = len(times) * (1 - mean / golden_s)
         saved = f": {_number(spared)} were saved by running again only what a fault can reach" if spared > 0 else ""
@@ -414,7 +417,7 @@ def _drawn_from(found: CampaignRates) -> tuple[str, int]:
 def _together(rows: Sequence[tuple[str, float]]) -> str:
     """Return a sum of shares as text, below 100 % unless nothing is left."""
     share = sum(one for _, one in rows)
-    return "all" if share >= 1 - 1e-12 else f"{min(100 * share, 99.9):.3g} %"
+    return "all" if share >= 1 - _NOTHING else f"{min(100 * share, 99.9):.3g} %"
 
 
 def _leading(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -38,6 +38,7 @@ from onnxfi.campaign.report.page_data import (
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import comparison_rows, rate_name, report_labels, swept_over
 from onnxfi.campaign.report.validity_notes import notes, protection_notes, too_few
+from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task, digest_of
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import InputError
@@ -71,12 +72,14 @@ class PageHead:
     sentences: tuple[str, ...]
     commands: tuple[str, ...]
     tables: tuple[PageTable, ...]
+    #: Names of the campaigns; by default those of their stores.
+    labels: tuple[str, ...] = ()
 
 
 def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
     """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
-    A trial of so many faults that they are kept as a recipe names none, and is left out.
+    Trials without harm are left out, and those of so many faults that they are kept as a recipe, which names none.
 
     >>> import tempfile
     >>> from onnxfi.campaign.run.runner import run
@@ -91,7 +94,7 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
         rates = {s["stratum"]: s["ber"] for s in opened.strata()}
         task = declared_task(opened)
         shown = harm_metrics(task)
-        rows = (row for row in opened.rows() if row.outcome != OUTCOMES[0] and 0 < row.faults <= MAX_LINES)
+        rows = (row for row in opened.rows() if 0 < row.faults <= MAX_LINES and _does_harm(row, shown[0]))
         worst = heapq.nsmallest(most, rows, partial(order_of_harm, task))
         found = (
             HarmfulTrial(
@@ -104,6 +107,11 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
         return [harm for harm in found if harm.rows]
 
 
+def _does_harm(row: Row, metric: Metric) -> bool:
+    """Return whether a trial is DUE, or changed an answer as far as the first of the metrics says it."""
+    return row.outcome == OUTCOMES[2] or (row.outcome == OUTCOMES[1] and metric.value(row.outcome, row.metrics) != 0.0)
+
+
 def worst_trials(found: CampaignRates, most: int) -> list[int]:
     """Return the trials that changed most answers silently, the worst first."""
     with Store.open(found.store, checked=True) as opened:
@@ -114,7 +122,8 @@ def worst_trials(found: CampaignRates, most: int) -> list[int]:
 def recipes(store: str | Path) -> int:
     """Return how many trials that changed an answer have so many faults that they are kept as a recipe."""
     with Store.open(store) as opened:
-        return sum(row.outcome != OUTCOMES[0] and row.faults > MAX_LINES for row in opened.rows())
+        metric = harm_metrics(declared_task(opened))[0]
+        return sum(row.faults > MAX_LINES and _does_harm(row, metric) for row in opened.rows())
 
 
 def write_page(
@@ -149,7 +158,7 @@ def page(
     scripts = [_part(f"libraries/{name}") for name in LIBRARIES] + [_part("page.js")]
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
-    labels, shown = report_labels(found), _main_columns(found[0].task)
+    labels, shown = (head and head.labels) or report_labels(found), _main_columns(found[0].task)
     beside = len(found) > 1 and head is None
     rows = differences(found) if beside else []
     values: dict[str, Any] = {

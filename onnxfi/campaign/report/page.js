@@ -155,8 +155,8 @@ const showFault = (place, one, row) => {
     ? `The ${row.words.length} that moved their number most, of ${count(row.faults)}.` : `Its ${count(row.faults)} faults are kept as a recipe, or are not listed here.`));
   if (row.samples) said.push(el("p", {}, row.samples[0] === 0 ? `No answer changed silently, of ${count(one.samples)}.`
     : `${count(row.samples[0])} of ${count(one.samples)} answers changed silently: sample${row.samples[0] === 1 ? "" : "s"} ${row.samples.slice(1).join(", ")}${row.samples[0] > row.samples.length - 1 ? ", …" : "."}`));
-  if (row.answers) said.push(el("table", { class: "answers" }, el("thead", {}, el("tr", {}, ["Sample", "Answer without faults", "With them"].map((name) => el("th", { scope: "col", class: "text" }, name)))),
-    el("tbody", {}, row.answers.map((answer) => el("tr", {}, answer.map((one) => el("td", { class: "text" }, String(one))))))));
+  if (row.answers) said.push(el("div", { class: "wide" }, el("table", { class: "answers" }, el("thead", {}, el("tr", {}, ["Sample", "Answer without faults", "With them"].map((name) => el("th", { scope: "col", class: "text" }, name)))),
+    el("tbody", {}, row.answers.map((answer) => el("tr", {}, answer.map((one) => el("td", { class: "text" }, String(one)))))))));
   said.push(el("p", { class: "soft" }, "All of it: ", el("code", {}, `onnxfi show ${one.store} ${row.trial}`)));
   place.replaceChildren(...said);
 };
@@ -188,7 +188,7 @@ const heat = (place, one, now, c) => {
   const top = Math.max(...rows.map((r) => r.rate[0])), name = (k) => { const n = one.layers[k].name; return n.length > 18 ? `${n.slice(0, 8)}…${n.slice(-9)}` : n; };
   const chart = el("div", { class: "chart" });
   place.replaceChildren(el("h4", {}, "Layers by bits"), chart,
-    el("p", { class: "soft" }, `${one.trials.metrics[0].label} from 0 (pale) to ${text(metric, top)} (dark), the mean of a cell's trials; empty cells have none. Choose a cell, or a layer in the column.`));
+    el("p", { class: "soft" }, `${one.trials.metrics[0].label} ${top ? `from 0 (pale) to ${text(metric, top)} (dark)` : "is 0 in all of them"}, the mean of a cell's trials; empty cells have none. Choose a cell, or a layer in the column.`));
   draw(chart, {
     height: 50 + Math.max(14, Math.min(26, 260 / used.length)) * used.length, marginLeft: 20 + 6.2 * Math.max(...used.map((k) => name(k).length)),
     x: { type: "band", domain: d3.range(most, -1, -1), label: "Bit", tickSize: 0, padding: 0.05, tickFormat: (bit) => most < 16 || bit % 4 === 0 || bit === most ? String(bit) : "" }, y: { type: "band", domain: used, tickFormat: name, label: null, padding: 0.08 },
@@ -203,19 +203,19 @@ const showTrials = (place, one, rows, now, c, shown = ROWS) => {
   const some = rows.slice(0, shown), metrics = one.trials.metrics, swept = rows.some((row) => row.rate !== null), placed = rows.some((row) => row.layer !== null);
   const kept = one.trials.columns.trial.length;
   const note = kept < one.trials.all ? ` The page lists ${count(kept)} of ${count(one.trials.all)} trials, those that did most harm.` : "";
-  const columns = [["Trial", true], ...(swept ? [["Rate"]] : []), ...(placed && now.layer === null ? [["Layer", true]] : []), ...(placed && now.bit === null ? [["Bit"]] : []), ["Outcome"], ...metrics.map((m) => [m.label]), ["Fault", true]];
+  const columns = [["Trial", true], ...(swept ? [["Rate"]] : []), ...(placed && now.layer === null ? [["Layer", true, "place"]] : []), ...(placed && now.bit === null ? [["Bit", false, "place"]] : []), ["Outcome"], ...metrics.map((m) => [m.label]), ["Fault", true]];
   const body = some.map((row) => el("tr", { "aria-current": row.trial === now.trial ? "true" : null },
     el("td", { class: "text" }, el("a", { href: link(now, { c, trial: row.trial }) }, String(row.trial))),
     swept ? el("td", {}, row.rate ?? "–") : null,
-    placed && now.layer === null ? el("td", { class: "text name" }, row.layer === null ? "–" : one.layers[row.layer].name) : null,
-    placed && now.bit === null ? el("td", {}, row.bit === null ? "–" : String(row.bit)) : null,
+    placed && now.layer === null ? el("td", { class: "text name place" }, row.layer === null ? "–" : one.layers[row.layer].name) : null,
+    placed && now.bit === null ? el("td", { class: "place" }, row.bit === null ? "–" : String(row.bit)) : null,
     el("td", {}, OUTCOMES[row.outcome] + (row.cause ? ` (${row.cause})` : "")), ...row.values.map((value, k) => el("td", {}, text(metrics[k], value))),
     el("td", { class: "text site" }, row.words.length ? site(one, row.words[0]) + (row.faults > 1 ? ` and ${count(row.faults - 1)} more` : "") : `${count(row.faults)} faults`,
       row.words.length && row.words[0][7] !== null ? [el("br"), el("small", {}, `${row.words[0][7]} → ${row.words[0][8]}`)] : [])));
   const more = el("button", { type: "button", class: "more" }, `Show ${count(Math.min(ROWS, rows.length - some.length))} more`);
   more.addEventListener("click", () => { showTrials(place, one, rows, now, c, shown + ROWS); place.querySelectorAll("tbody a")[shown]?.focus(); });
-  place.replaceChildren(el("h4", {}, `${count(rows.length)} ${rows.length === 1 ? "trial" : "trials"}, the most harmful first`), ...(note ? [el("p", { class: "soft" }, note)] : []),
-    el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, columns.map(([name, left]) => el("th", { scope: "col", class: left ? "text" : null }, name)))), el("tbody", {}, body))),
+  place.replaceChildren(el("h4", {}, rows.length === 1 ? "1 trial" : `${count(rows.length)} trials, the most harmful first`), ...(note ? [el("p", { class: "soft" }, note)] : []),
+    el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, columns.map(([name, left, place]) => el("th", { scope: "col", class: [left ? "text" : "", place ?? ""].join(" ").trim() || null }, name)))), el("tbody", {}, body))),
     ...(rows.length > some.length ? [more] : []));
 };
 

@@ -153,20 +153,28 @@ def write_paired_page(found: PairedComparison, file: str | Path) -> Path:
     rows = tuple(
         (row.metric.label, "all" if row.ber is None else f"{row.ber:g}", f"{row.found.n:,}",
          row.metric.text(row.found.first), row.metric.text(row.found.second),
-         row.metric.interval(row.found.difference), f"{row.found.p_value:.2g}")
+         _difference(row), f"{row.found.p_value:.2g}")
         for row in found.rows
     )  # fmt: skip
     tables = (PageTable("The same faults on both, with the interval of paired differences", heads, rows),)
     title = f"{names[0]} and {names[1]} under the same faults"
-    head = PageHead(title, (*sentences, *found.notes), (), tables)
+    head = PageHead(title, (*sentences, *found.notes), (), tables, tuple(names) if names[0] != names[1] else ())
     return write_page([found.first.found, found.second.found], file, head=head)
+
+
+def _difference(row: PairedRow) -> str:
+    """Return a difference with its interval, of shares in points of percent."""
+    i = row.found.difference
+    if not row.metric.share:
+        return row.metric.interval(i)
+    return f"{100 * i.estimate:+.2f} [{100 * i.low:+.2f}, {100 * i.high:+.2f}] points"
 
 
 def _sentence(row: PairedRow, name: str) -> str:
     """Return a difference in words."""
     i, metric = row.found.difference, row.metric
     where = "" if row.ber is None else f" at {row.ber:g}"
-    ends = f"{metric.text(row.found.first)} to {metric.text(row.found.second)}, difference {metric.interval(i)}"
+    ends = f"{metric.text(row.found.first)} to {metric.text(row.found.second)}, difference {_difference(row)}"
     if i.low <= 0 <= i.high:
         return f"{metric.label}{where} cannot be distinguished: {ends} ({row.found.n:,} trials)."
     better = (i.low > 0) == (metric.better == "higher")
