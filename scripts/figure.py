@@ -44,7 +44,7 @@ CURVES = {
     ),
     "detection.svg": (
         "accuracy.svg",
-        f"{DETECT} --ber 1e-7:1e-3 --repeat 200 -o AP50.db",
+        f"{DETECT} --ber 1e-7:1e-3 --repeat 100 -o AP50.db",
         "onnxfi report AP50.db --figures figures",
     ),
     "detection-bits.svg": (

@@ -237,6 +237,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
             "evidence",
             "environment",
             "detectors",
+            "allow_code",
             "top",
             "elements",
         },

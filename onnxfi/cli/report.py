@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.options import CODE, JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.rates import Fold
@@ -119,10 +119,11 @@ _TOP = 20
     metavar="N",
     help="Rows of the tables by layer; 0: all.",
 )
+@CODE
 @JSON
 def command(
     stores: tuple[Path, ...], html: Path | None, answers: int, figure_folder: Path | None, kinds: str, spread: str, latex_folder: Path | None, csv_folder: Path | None, csv_by_model: bool, output_folder: Path | None,
-    evidence: Path | None, environment: Path | None, detectors: bool, elements: tuple[str, ...], sort: str, top: int, as_json: bool,
+    evidence: Path | None, environment: Path | None, detectors: bool, elements: tuple[str, ...], sort: str, top: int, allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
@@ -147,6 +148,7 @@ def command(
         (elements, drawn or html is not None, "--elements requires --figures DIR or --html FILE"),
         (environment, evidence is not None, "--environment requires --evidence DIR; onnxfi fit prints FIT alone"),
         (output_folder, len(stores) == 1, "--outputs takes one store"),
+        (allow_code, answers, "--allow-code requires --answers N"),
     )
     for folder in (figure_folder, csv_folder, latex_folder, evidence, output_folder):
         if folder is not None:
@@ -174,7 +176,7 @@ def command(
     if html is not None:
         from onnxfi.campaign.report.html_page import write_page
 
-        written.append(write_page(found, html, elements, answers=answers))
+        written.append(write_page(found, html, elements, answers=answers, allow_code=allow_code))
     if as_json:
         print_json(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
         return

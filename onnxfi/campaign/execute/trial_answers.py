@@ -32,11 +32,13 @@ class ChangedAnswer:
     faulty: str
 
 
-def changed_answers(store: str | Path, trials: Sequence[int]) -> dict[int, tuple[ChangedAnswer, ...]]:
+def changed_answers(
+    store: str | Path, trials: Sequence[int], *, allow_code: bool = False
+) -> dict[int, tuple[ChangedAnswer, ...]]:
     """Run trials of a store once more, and return the first answers that each changed silently.
 
-    A trial without an answer has none. Raises StoreError if the model is another one by now, SpecError for a campaign
-    that names code, or whose faults meet a memory code or a pipeline, and the errors of opening model and data.
+    A trial without an answer has none. Raises StoreError if the model is another one by now, InputError for a campaign
+    or pipeline that names code without `allow_code`, and the errors of opening model and data.
 
     >>> import tempfile
     >>> from onnxfi.campaign.run.runner import run
@@ -49,7 +51,7 @@ def changed_answers(store: str | Path, trials: Sequence[int]) -> dict[int, tuple
     >>> found[0].golden.startswith("class "), found[0].golden != found[0].faulty
     (True, True)
     """
-    executor, header, lines = _reopened(store, trials)
+    executor, header, lines = _reopened(store, trials, allow_code)
     golden, _ = executor.golden_runs.run(again=False)
     found: dict[int, tuple[ChangedAnswer, ...]] = {}
     for trial, sample, own, run in _runs_again(executor, header, lines, golden):
@@ -70,7 +72,7 @@ def write_outputs(store: str | Path, folder: str | Path, trials: Sequence[int] |
     `FOLDER/golden/batch-K.npz` has the outputs without faults and the labels, `FOLDER/trial-N/batch-K.npz` those of
     trial N (None: all that have a result), each with the numbers of its samples. A trial that is judged on one sample
     has the batch of that one; one without an answer has no file. Returns what was written; raises what
-    `changed_answers` does.
+    `changed_answers` does, and SpecError for a pipeline.
 
     >>> import tempfile
     >>> from onnxfi.campaign.run.runner import run
@@ -92,6 +94,8 @@ def write_outputs(store: str | Path, folder: str | Path, trials: Sequence[int] |
     place = Path(folder)
     check_folder(place)
     executor, header, lines = _reopened(store, trials)
+    if executor.opened.front is not None:
+        raise SpecError("the outputs of a pipeline are not written, as its answers are made by later stages")
     golden, _ = executor.golden_runs.run(again=False)
     labels, output = golden.labels, executor.opened.output or "output"
     written = _write_batches(place / "golden", golden.run, output, labels)
@@ -101,15 +105,15 @@ def write_outputs(store: str | Path, folder: str | Path, trials: Sequence[int] |
     return written
 
 
-def _reopened(store: str | Path, trials: Sequence[int]) -> tuple[TrialExecutor, Header, dict[int, list[str]]]:
+def _reopened(
+    store: str | Path, trials: Sequence[int], allow_code: bool = False
+) -> tuple[TrialExecutor, Header, dict[int, list[str]]]:
     """Return what executes trials of a store again, the header of its list, and the lines of each trial."""
     with Store.open(store) as opened:
         header = Header.parse(opened.get("header"), str(store))
-        campaign = parse_spec(opened.get("spec") or "", str(store), instead=())
+        campaign = parse_spec(opened.get("spec") or "", str(store), instead=None if allow_code else ())
         lines = {trial: opened.lines(trial).splitlines() for trial in trials}
-    if campaign.memory.memory_code is not None or campaign.stage is not None:
-        raise SpecError("trials of a campaign with a memory code or on a pipeline are not run again for their answers")
-    executor = TrialExecutor.open(campaign)
+    executor = TrialExecutor.open(campaign.with_fields(allow_code=allow_code))
     if executor.opened.model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {campaign.model} is another one now")
     return executor, header, lines
@@ -120,7 +124,9 @@ def _runs_again(
 ) -> Iterator[tuple[int, int | None, Run, Run]]:
     """Yield each trial that gives an answer, the one sample that it is judged on, its golden and its faulty outputs."""
     for trial, rows in lines.items():
-        faults = executor.faults(header, rows)
+        faults, counts = executor.read_faults(header, rows)
+        if counts is not None and counts["stopped"]:  # DUE by the memory code
+            continue
         if not len(faults):
             yield trial, None, golden.run, golden.run
             continue

@@ -201,16 +201,22 @@ class TrialExecutor:
 
     def trial(self, header: Header, golden: GoldenRun, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines in a fault list, and compare it with the golden run."""
+        faults, counts = self.read_faults(header, lines)
+        if counts is None:
+            return self.judged(header, golden, faults)
+        found = detected(golden, "memory-code") if counts["stopped"] else self.judged(header, golden, faults)
+        return replace(found, metrics=found.metrics | {f"blocks_{s}": counts[s] for s in BLOCK_STATUSES})
+
+    def read_faults(self, header: Header, lines: Sequence[str]) -> tuple[Faults, Mapping[str, int] | None]:
+        """Return the faults of a trial as the model reads them: what a memory code leaves, with its counts, if any."""
         faults = self.faults(header, lines)
         if self.opened.campaign.memory.memory_code is None:
-            return self.judged(header, golden, faults)
+            return faults, None
         memory = coded_memory(self.opened.campaign, self.opened.fault_targets, header)
         number = json.loads(lines[0])["trial"]
         # A list of chosen sites has no rate, nor have single faults: check bits are fault-free.
         rate = (header.strata[header.place(number)[1]]["ber"] or 0.0) if header.strata else 0.0
-        faults, counts = memory.read(self.opened.model, faults, rate, header.sampler.seed, number)
-        found = detected(golden, "memory-code") if counts["stopped"] else self.judged(header, golden, faults)
-        return replace(found, metrics=found.metrics | {f"blocks_{s}": counts[s] for s in BLOCK_STATUSES})
+        return memory.read(self.opened.model, faults, rate, header.sampler.seed, number)
 
     def judged(self, header: Header, golden: GoldenRun, faults: Faults) -> Judgement:
         """Run a trial with these faults by the shortest route that is exact."""

@@ -133,23 +133,28 @@ def write_page(
     *,
     head: PageHead | None = None,
     answers: int = 0,
+    allow_code: bool = False,
 ) -> Path:
     """Write the page of one report, or of several row by row, below a `head` where one is given.
 
     It has maps of the `elements` of these targets. Of so many trials that changed most (`answers`) the model runs
-    again, and the page shows the answers before and after.
+    again, and the page shows the answers before and after; `allow_code` lets a pipeline or campaign name code for that.
 
     Raises OutputError if jinja2 or matplotlib is not installed, or the file cannot be written.
     """
     needs("jinja2")
-    text = page(found, elements, head, answers)
+    text = page(found, elements, head, answers, allow_code)
     with atomic_files([Path(file)]) as (stream,):
         stream.write(text.encode())
     return Path(file)
 
 
 def page(
-    found: Sequence[CampaignRates], elements: Sequence[str] = (), head: PageHead | None = None, answers: int = 0
+    found: Sequence[CampaignRates],
+    elements: Sequence[str] = (),
+    head: PageHead | None = None,
+    answers: int = 0,
+    allow_code: bool = False,
 ) -> str:
     """Return the page as text, of three million bytes at most."""
     from jinja2 import Environment, StrictUndefined
@@ -169,7 +174,9 @@ def page(
         "apart": {"sentences": list(sentences(rows)) or [NOTHING_SHARED], "rows": rows} if beside else None,
         "compared": [(row, _line(row.fold, shown)) for row in comparison_rows(found)] if beside else [],
     }  # fmt: skip
-    most, again = MOST_TRIALS, [changed_answers(one.store, worst_trials(one, answers)) for one in found if answers]
+    asked = [(one.store, worst_trials(one, answers)) for one in found if answers]
+    again = [changed_answers(store, trials, allow_code=allow_code) for store, trials in asked]
+    most = MOST_TRIALS
     while True:
         data = [
             campaign_data(one, labels[k], most // len(found), again[k] if again else None)

@@ -144,13 +144,15 @@ class Report(CampaignRates):
 
     plot = figure
 
-    def html(self, file: str | Path, *, elements: Sequence[str] = (), answers: int = 0) -> Path:
+    def html(
+        self, file: str | Path, *, elements: Sequence[str] = (), answers: int = 0, allow_code: bool = False
+    ) -> Path:
         """Write the report as one page that works offline, and return it.
 
         `elements` are targets to map by element. Of so many trials that changed most (`answers`) the model runs once
         more, and the page shows the answers before and after.
         """
-        return write_page([self], file, elements, answers=answers)
+        return write_page([self], file, elements, answers=answers, allow_code=allow_code)
 
     def figures(
         self, folder: str | Path, *, elements: Sequence[str] = (), kinds: Sequence[str] = ("svg", "png"),

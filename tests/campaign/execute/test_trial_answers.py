@@ -9,12 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from reported_campaigns import campaign
+from small_pipelines import cascade
 from tiny_campaigns import mlp, ran
 
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.trial_answers import changed_answers, write_outputs
 from onnxfi.campaign.results.store import Store
-from onnxfi.errors import SpecError, StoreError
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import InputError, SpecError, StoreError
 from onnxfi.tasks.outcomes import unpacked
 
 
@@ -88,3 +90,23 @@ def test_another_model_and_named_code_are_refused(here: Path) -> None:
         opened.put(spec="version: 1\nmodel: m.onnx\ndata: evil:make\nsingle: true\ntrials: 3\n")
     with pytest.raises(SpecError, match="has code run that this file names"):
         changed_answers(here / "s.db", [1])
+
+
+def test_answers_of_a_pipeline_are_those_of_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Campaign(cascade(tmp_path), "d.npz", stage="reader", single=True, trials=60, bits="30", allow_code=True)
+    worst = max(ran(made, tmp_path / "p.db"), key=lambda result: result.metrics["sdc1"])
+    assert worst.metrics["sdc1"] > 0
+    found = changed_answers(tmp_path / "p.db", [worst.trial], allow_code=True)[worst.trial]
+    assert found and all(one.golden != one.faulty and one.golden.startswith("class ") for one in found)
+    with pytest.raises(InputError, match="if you trust it, add --allow-code"):
+        changed_answers(tmp_path / "p.db", [worst.trial])
+
+
+def test_answers_under_a_memory_code_are_those_of_what_it_leaves(here: Path) -> None:
+    ran(campaign(ber=(3e-2,), repeat=12, memory_code="tmr"), here / "c.db")
+    with Store.open(here / "c.db") as opened:
+        rows = {row.trial: row for row in opened.rows() if row.outcome == "sdc" and row.metrics["sdc1"] > 0}
+    assert rows
+    for trial, answers in changed_answers(here / "c.db", list(rows)).items():
+        assert len(answers) == min(8, round(12 * rows[trial].metrics["sdc1"]))
