@@ -216,7 +216,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "census": ((onnxfi.census,), {"csv_file"}),
     "fit": ((onnxfi.fit,), set()),
     "plan-protection": ((onnxfi.plan_protection,), set()),
-    "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times", *HARDWARE}),
+    "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times", "environment", *HARDWARE}),
     "run": (
         (onnxfi.run, onnxfi.class_outcomes),
         {"source", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster", *HARDWARE},
@@ -238,6 +238,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
             "environment",
             "detectors",
             "allow_code",
+            "output_folder",
             "top",
             "elements",
         },

@@ -214,7 +214,12 @@ def manifest(model: ModelLike, *, workers: int | None = None) -> Manifest:
 
 
 def verify(
-    model: ModelLike, known: Manifest | str | Path, *, selector: Selector | None = None, workers: int | None = None
+    model: ModelLike,
+    known: Manifest | str | Path,
+    *,
+    selector: Selector | None = None,
+    workers: int | None = None,
+    **selection: Any,
 ) -> Verification:
     """Compare a model with a manifest, tensor by tensor.
 
@@ -228,6 +233,8 @@ def verify(
         The tensors to compare, so that a large model is checked a part at a time; by default all, and the whole file.
     workers : int, optional
         Threads that read and hash; by default one a processor.
+    **selection
+        Fields of a selector in place of one: ``include="conv1"``, ….
 
     Returns
     -------
@@ -250,11 +257,11 @@ def verify(
     opened = load(model)
     wanted = known if isinstance(known, Manifest) else Manifest.read(known)
     there = {one.id: one for one in wanted.tensors}
-    if selector is None:
+    if selector is None and not selection:
         found = manifest(opened, workers=workers)
         hashes, structure, same_bytes = found.tensors, found.structure, found.digest == wanted.digest
     else:
-        chosen = selector.space(opened.targets).targets
+        chosen = Selector.given(selector, selection).space(opened.targets).targets
         with ThreadPoolExecutor(workers) as pool:
             hashes = _hashes(opened, chosen, pool)
         structure, same_bytes = structure_digest(opened), None
