@@ -52,7 +52,7 @@ def test_a_pipeline_is_evaluated_as_a_whole(tmp_path: Path, monkeypatch: pytest.
         (lambda: onnxfi.evaluate("m.onnx", engine=onnxfi.engine_of(), threads=2), "the engine has its threads already"),
         (lambda: onnxfi.quantize("m.onnx", "fp16", "o.onnx", samples=3), "samples has no effect without data"),
         (lambda: onnxfi.protect("m.onnx", "range:clip", "o.onnx", samples=3), "samples has no effect without data"),
-        (lambda: onnxfi.inspect("m.onnx", includ="w"), "unknown argument 'includ'; closest: 'include'"),
+        (lambda: onnxfi.inspect("m.onnx", incl="w"), "unknown argument 'incl'; closest: 'include'"),
         (lambda: onnxfi.census("m.onnx", onnxfi.Selector(bits="sign"), include="w"), "the selector has its include"),
     ],
 )
