@@ -379,7 +379,6 @@ def test_tests_touch_no_private_names() -> None:
 
 #: Modules whose tests lie in the file of another one: parts of one thing that is tested as a whole.
 TESTED_WITH = {
-    "runtime/certain/quantised_layers.py": "runtime/certain/test_integer_faults.py",
     "analysis/page.py": "analysis/test_assess.py",
     "analysis/planner/option_effects.py": "analysis/planner/test_plan_protection.py",
     "analysis/planner/options.py": "analysis/planner/test_plan_protection.py",
