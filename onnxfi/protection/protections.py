@@ -124,7 +124,7 @@ def _measured(
     notes = list(places.notes())
     if not places.measured:
         nothing = (
-            f"{one.name} finds no activation function in the main graph whose range it could restrict; "
+            f"{one.name} finds no activation function of the model whose range it could restrict; "
             f"name activations with --include"
         )
         raise InputError(notes[0] if notes else nothing)
