@@ -210,6 +210,7 @@ class _Making:
     census: Census = field(init=False)
     end_s: float = field(init=False)
     opening_s: float = 0.0
+    sweep_end_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.end_s = _END_SHARE * self.time_s
@@ -222,7 +223,7 @@ class _Making:
     @property
     def last(self) -> float:
         """The monotonic time at which the last trial ends, so that what follows fits."""
-        return self.began + self.time_s - self.end_s
+        return self.began + self.time_s - self.end_s - self.sweep_end_s
 
     @property
     def opens_again(self) -> bool:
@@ -296,10 +297,12 @@ class _Making:
         rates, curve = sweep_rates(self.census.whole.bits), Curve()
         while self.opens_again and (place := next_rate(len(rates), curve)) is not None:
             self.phase(f"bisecting to the knee: {rates[place]:g} per bit")
-            self._run_rates(rates, _FEW, {place})
+            self._run_rates(rates, _MANY, {place}, _FEW)
+            now = time.monotonic()
             found = self.report(SWEEP)
             if found is None:
                 return
+            self.sweep_end_s = 2 * (time.monotonic() - now)  # it is read once more at the end, and drawn
             curve = Curve.of(found)
             if place not in curve.losses:
                 return
@@ -310,11 +313,13 @@ class _Making:
             self._run_rates(rates, repeat, around)
             repeat *= 2
 
-    def _run_rates(self, rates: tuple[float, ...], repeat: int, places: set[int]) -> None:
+    def _run_rates(self, rates: tuple[float, ...], repeat: int, places: set[int], enough: int | None = None) -> None:
+        """Run trials at some of the rates; `enough` of them, or all where nothing else can be opened any more."""
         campaign = Campaign(**self.base, ber=rates, repeat=repeat)
         with closing(self.open(campaign, SWEEP, places)) as running:
-            for _ in running.until(self.last):
-                pass
+            for n, _ in enumerate(running.until(self.last), 1):
+                if enough is not None and n >= enough and self.opens_again:
+                    return
 
     def report(self, name: str) -> Report | None:
         """Return the report of a store; None if it has no result."""

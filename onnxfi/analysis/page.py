@@ -12,6 +12,8 @@ from onnxfi.faults.trials import json_value
 
 #: Lines of a table of harm.
 _MOST = 12
+#: The least share of the harm that has a line.
+_LEAST = 0.0005
 
 
 def write_assessment(found: Assessment, file: Path) -> Path:
@@ -25,13 +27,13 @@ def _head(found: Assessment) -> PageHead:
     if ranking is not None and ranking.look is not None and ranking.look.ranking is not None:
         metric = ranking.task.metric(ranking.look.rate)
         rows = [
-            (row.name, str(row.rank), f"{row.trials:,}", metric.interval(row.interval))
-            for row in list(ranking.look.ranking.rows())[:_MOST]
+            (row.name, metric.interval(row.interval), str(row.rank), f"{row.trials:,}")
+            for row in [row for row in ranking.look.ranking.rows() if row.trials][:_MOST]
         ]
-        if any(row.trials for row in ranking.look.ranking.rows()):
-            tables.append(PageTable("Weakest layers", ("Layer", "Rank", "Trials", metric.label), tuple(rows)))
+        if rows:
+            tables.append(PageTable("Weakest layers", ("Layer", metric.label, "Rank", "Trials"), tuple(rows)))
         for by in ("bit", "layer") if sure_enough(ranking) else ():
-            shares = [row for row in harm_shares(ranking, by) if row[1] > 0][:_MOST]
+            shares = [row for row in harm_shares(ranking, by) if row[1] >= _LEAST][:_MOST]
             cells = tuple((key, f"{100 * share:.1f} %") for key, share in shares)
             tables.append(PageTable(f"Harm by {by}", (by.capitalize(), "Share of the harm"), cells))
     whole = found.census.whole

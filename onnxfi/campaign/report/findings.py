@@ -349,7 +349,7 @@ def cost_sentences(found: CampaignRates) -> Iterator[str]:
     population, n = found.everything.population, found.everything.trials
     if found.look is not None:
         i = found.look.interval
-        if 0 < i.half_width < 1 and 0 < i.estimate < 1 and found.look.population > n:
+        if 0 < i.half_width <= WIDEST and 0 < i.estimate < 1 and found.look.population > n:
             plain, asked = (
                 sample_size(found.look.population, i.half_width, found.confidence, p) for p in (i.estimate, 0.5)
             )

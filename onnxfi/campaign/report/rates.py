@@ -125,7 +125,7 @@ class CampaignRates:
             head = (Path(store), campaign, golden, environment, confidence, planned, errors)
             look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
             if look is not None and look.method != "simple":
-                return cls(*head, *_scored(opened, golden["rows"], confidence), strata, look)
+                return cls(*head, *_scored(opened, golden["rows"], confidence, look), strata, look)
             homes = cells if _have_homes(cells, strata) else []
             fold = RateSums(declared_task(opened), strata, homes, confidence, look)
             samples = fold.read(opened, golden["rows"])
@@ -222,7 +222,7 @@ def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:
 
 
 def _scored(
-    store: Store, samples: int, confidence: float
+    store: Store, samples: int, confidence: float, look: Look
 ) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None, Interval | None]:
     """All, by rate, by layer and by bit of an adaptive campaign, and the two intervals over samples."""
     record, task = AdaptiveRecord.of(store), declared_task(store)
@@ -239,15 +239,35 @@ def _scored(
         return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
 
     everything = fold("all", [True] * len(record.layers))
-    by_layer = tuple(fold(name, [name == one for one in record.layers]) for name in dict.fromkeys(record.layers))
+    ranked = {} if look.ranking is None else {row.name: row.interval for row in look.ranking.rows() if row.trials}
+    by_layer = tuple(
+        _with_interval(fold(name, [name == one for one in record.layers]), look.rate, ranked.get(name))
+        for name in dict.fromkeys(record.layers)
+    )
     fields = [name for name in dict.fromkeys(record.fields) if not name.endswith("words")]
-    by_bit = tuple(fold(name, [name == one for one in record.fields]) for name in fields)
+    by_bit = tuple(
+        _with_interval(fold(name, [name == one for one in record.fields]), look.rate, ranked.get(name))
+        for name in fields
+    )
     each, rate = record.samples(store, samples), everything.rate(task.headline)
     if each is None or rate is None or math.isnan(rate.estimate):
         return everything, (), by_layer, by_bit, None, None
     spread, others = sample_error(each, confidence), _others(each, confidence)
     around = partial(_around, rate.estimate)
     return everything, (), by_layer, by_bit, around(spread), None if others is None else around(others)
+
+
+def _with_interval(fold: Fold, rate: str, ranked: Interval | None) -> Fold:
+    """Return the fold of a ranked part with the interval of the ranking, so that a part has one and no other."""
+    if ranked is None:
+        return fold
+
+    def ends(of: MetricEstimate) -> Interval:
+        return replace(ranked, estimate=math.nan) if math.isnan(of.interval.estimate) else ranked
+
+    return replace(
+        fold, rates=tuple(replace(one, interval=ends(one)) if one.name == rate else one for one in fold.rates)
+    )
 
 
 def _widened(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:

@@ -84,7 +84,11 @@ def test_layers_bits_and_channels_are_parts_too(place: Path, rank: str, monkeypa
     found = ranking(place / f"{rank}.db")
     assert (found.by, found.standing.settled) == (rank, True)
     assert sum(found.trials) == len(tables(place / f"{rank}.db")["results"])
-    assert report(place / f"{rank}.db").look.ranking.names == found.names  # type: ignore[union-attr]
+    made = report(place / f"{rank}.db")
+    assert made.look is not None and made.look.ranking is not None and made.look.ranking.names == found.names
+    said = {row.name: (row.interval.low, row.interval.high) for row in found.rows() if row.trials}
+    folds = {fold.key: fold.rate(made.look.rate) for fold in (made.by_bit if rank == "bit" else made.by_layer)}
+    assert said == {name: (i.low, i.high) for name, i in folds.items() if name in said and i is not None}
 
 
 def test_the_report_says_what_is_settled_and_what_ties(place: Path) -> None:
