@@ -31,12 +31,18 @@ if TYPE_CHECKING:
 )
 @click.option("--data", type=PATH, metavar="FILE", help="Calibration data for ranges of activations.")
 @click.option("--rate", metavar="RATE", help="Rate to reduce (default: that of the task, SDC-1 for classification).")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers that get no protection, as quantisers that cannot be changed. Repeatable.",
+)
 @click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that run trials.")
 @click.option("-o", "--out", type=PATH, metavar="FILE", help="Plan to write (YAML).")
 @CODE
 @JSON
 def command(
-    stores: tuple[Path, ...], budget: str, protections: tuple[str, ...], data: Path | None, rate: str | None, workers: int,
+    stores: tuple[Path, ...], budget: str, protections: tuple[str, ...], data: Path | None, rate: str | None, exclude: tuple[str, ...], workers: int,
     out: Path | None, allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Plan which layers get which protection or memory code, so that least damage remains within a budget.
@@ -56,7 +62,15 @@ def command(
     from onnxfi.cli.terminal import print_json, print_note
 
     found = plan_protection(
-        stores, budget, protections, data=data, rate=rate, out=out, workers=workers, allow_code=allow_code
+        stores,
+        budget,
+        protections,
+        data=data,
+        rate=rate,
+        exclude=exclude,
+        out=out,
+        workers=workers,
+        allow_code=allow_code,
     )
     if as_json:
         print_json(found.document())

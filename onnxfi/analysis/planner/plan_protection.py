@@ -29,8 +29,8 @@ from onnxfi.analysis.planner.options import (
 )
 from onnxfi.analysis.planner.recorded_trials import Cell, RecordedTrials
 from onnxfi.analysis.residency import resident_shares
-from onnxfi.errors import InputError
-from onnxfi.faults.space import Selector
+from onnxfi.errors import InputError, closest
+from onnxfi.faults.space import NamePattern, Selector
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.dataflow.macs import layer_macs
 from onnxfi.graph.write.output_file import check_output_files
@@ -145,6 +145,7 @@ def plan_protection(
     *,
     data: str | Path | None = None,
     rate: str | None = None,
+    exclude: Sequence[str] = (),
     out: str | Path | None = None,
     workers: int = 0,
     allow_code: bool = False,
@@ -165,6 +166,8 @@ def plan_protection(
         Calibration data for ranges of activations.
     rate : str, optional
         The rate to reduce; by default the headline of the task, SDC-1 for classification.
+    exclude : sequence of str
+        Patterns of layers that get no protection, as quantisers that cannot be changed.
     out : str or Path, optional
         The file of the plan.
     workers : int
@@ -201,9 +204,10 @@ def plan_protection(
     read = tuple(RecordedTrials.read(file, rate, allow_code=allow_code) for file in files)
     recorded = _first(read)
     limits = parse_budget(budget, model_resources(recorded))
+    left_out = _excluded(read, exclude)
     setting = Setting(recorded.model, Selector(), _calibration(recorded, data), recorded.campaign.engine.open())
     with scratch_folder() as folder:
-        sides = tuple(_sides(read, protections, setting, data is not None, folder, workers))
+        sides = tuple(_sides(read, protections, setting, left_out, data is not None, folder, workers))
         choice, chosen = _choose(sides, limits)
         parts = tuple(_part(sides[k], name, option) for (k, name), option in chosen.items())
         taken = [option for option in chosen.values() if option is not None]
@@ -256,8 +260,8 @@ def _first(read: Sequence[RecordedTrials]) -> RecordedTrials:
 
 
 def _sides(
-    read: Sequence[RecordedTrials], protections: Sequence[str], setting: Setting, calibrated: bool, folder: Path,
-    workers: int,
+    read: Sequence[RecordedTrials], protections: Sequence[str], setting: Setting, left_out: set[str], calibrated: bool,
+    folder: Path, workers: int,
 ) -> Iterator[_Side]:  # fmt: skip
     """Yield the trials of each kind with their options, tried out on the choosing half."""
     exposed = [_exposed(one) if len(read) > 1 else 1.0 for one in read]
@@ -265,13 +269,26 @@ def _sides(
     for one, weight in zip(read, exposed, strict=True):
         named = [text for text in protections if len(read) == 1 or is_for(text, one.kind)]
         kinds = check_kinds(named, one.kind) if protections else _default_kinds(one, calibrated)
-        options = tuple(find_options(one, kinds, setting))
+        options = tuple(o for o in find_options(one, kinds, setting) if o.part not in left_out)
         found += len(options)
         effects = option_effects(one, options, folder, setting.data, workers=workers)
         yield _Side(one, weight / math.fsum(exposed), options, effects)
     if not found:
         names = ", ".join(protections) or "the protections that need no calibration data"
         raise InputError(f"none of {names} can be put into this network; name others with --with")
+
+
+def _excluded(read: Sequence[RecordedTrials], patterns: Sequence[str]) -> set[str]:
+    """Return the parts that patterns exclude; InputError for a pattern that matches none."""
+    found: set[str] = set()
+    for text in patterns:
+        pattern = NamePattern(text)
+        parts = {name for one in read for name in one.names if pattern.matches([name])}
+        if not parts:
+            names = list(dict.fromkeys(name for one in read for name in one.names))
+            raise InputError(f"exclude {text!r} matches no layer{closest(text, names)}")
+        found |= parts
+    return found
 
 
 def _exposed(one: RecordedTrials) -> float:

@@ -150,6 +150,17 @@ def test_bad_input(
     assert not Path("bad.yaml").exists()
 
 
+def test_an_excluded_layer_stays_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    found = plan_protection("all.db", "bytes=1600", ["parity"], exclude=["fc1"])
+    assert {part.part: part.protection is None for part in found.parts if part.part in ("fc1", "fc2")} == {
+        "fc1": True,
+        "fc2": False,
+    }
+    with pytest.raises(InputError, match="exclude 'fc9' matches no layer"):
+        plan_protection("all.db", "bytes=1600", ["parity"], exclude=["fc9"])
+
+
 def test_kinds_are_listed_once() -> None:
     assert check_kinds(["tmr:top=2", "tmr:top=2", "secded"], "weights") == ("tmr:top=2", "secded")
 
