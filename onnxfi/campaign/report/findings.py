@@ -226,7 +226,8 @@ def single_sentences(found: CampaignRates) -> Iterator[str]:
         return
     one, trials = _one_fault(found), f"{found.everything.trials:,} trials"
     if i.estimate <= 0:
-        yield f"No answer changed under {one} in {trials}: {metric.label} is below {metric.text(i.high)}."
+        below = f"is below {metric.text(i.high)}" if i.high <= 0.5 else "is still open: more trials are needed"
+        yield f"No answer changed under {one} in {trials}: {metric.label} {below}."
         return
     if i.half_width > WIDEST:
         yield (
