@@ -148,7 +148,7 @@ def command(
         (elements, drawn or html is not None, "--elements requires --figures DIR or --html FILE"),
         (environment, evidence is not None, "--environment requires --evidence DIR; onnxfi fit prints FIT alone"),
         (output_folder, len(stores) == 1, "--outputs takes one store"),
-        (allow_code, answers, "--allow-code requires --answers N"),
+        (allow_code, answers > 0, "--allow-code requires --answers N"),
     )
     for folder in (figure_folder, csv_folder, latex_folder, evidence, output_folder):
         if folder is not None:
