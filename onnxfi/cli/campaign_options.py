@@ -16,6 +16,7 @@ from onnxfi.cli.options import (
     NEURONS,
     PATH,
     STAGE,
+    SourceFile,
     given_flags,
     hardware_fault,
     run_options,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-SOURCE = click.argument("source", metavar="MODEL|PIPELINE.yaml|SPEC.yaml|PLAN.jsonl", type=PATH)
+SOURCE = click.argument("source", metavar="MODEL|PIPELINE.yaml|SPEC.yaml|PLAN.jsonl", type=SourceFile())
 STORE_ARGUMENT = click.argument("store", metavar="STORE", type=PATH)
 
 _TRIALS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,10 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PATH = click.Path(readable=False, path_type=Path)
 
 
+#: Name of the scratch file of a model from standard input.
+STDIN = "stdin.onnx"
+
+
 class _ModelPath(click.Path):
     """The path of a model; of standard input, given as `-`, that of a scratch file with what came from there."""
 
@@ -41,9 +46,22 @@ class _ModelPath(click.Path):
 
         if sys.stdin is None or sys.stdin.isatty():
             self.fail("'-' is standard input, where no model comes from; pipe one into it", param, ctx)
-        file = ctx.with_resource(scratch_folder()) / "stdin.onnx"
+        file = ctx.with_resource(scratch_folder()) / STDIN
         with file.open("wb") as stream:
             shutil.copyfileobj(sys.stdin.buffer, stream)
+        return file
+
+
+class SourceFile(_ModelPath):
+    """The path of a campaign's source; of standard input that of a scratch file, named .yaml where it is a spec."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, also of what came from standard input."""
+        file = super().convert(value, param, ctx)
+        if value == "-" and file.name == STDIN:
+            with file.open("rb") as stream:
+                spec = re.match(rb"(?:#.*\s*)*[a-z_]+:", stream.read(4096))
+            return file.rename(file.with_suffix(".yaml")) if spec else file
         return file
 
 

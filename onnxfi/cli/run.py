@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH, Duration, GroupedCommand
+from onnxfi.cli.options import JSON, PATH, STDIN, Duration, GroupedCommand
 from onnxfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def command(
         from onnxfi.cli.report import print_report
         from onnxfi.cli.terminal import count, print_json, print_note, progress
 
-        campaign = campaign_of(source, flags)
+        campaign = campaign_of(_kept(source, out), flags)
         if memory_device is not None:
             if campaign.engine.provider.lower() == "auto":
                 raise click.UsageError("--memory-device needs the provider of the device; add --provider cuda")
@@ -169,6 +171,15 @@ def command(
                 print_report(found)
         if errors:
             raise SystemExit(3)
+
+
+def _kept(source: Path, out: Path | None) -> Path:
+    """Return the source; a model from standard input is kept beside its store, which is resumed with it."""
+    if source.name != STDIN or source.parent.parent != Path(tempfile.gettempdir()):
+        return source
+    if out is None:
+        raise click.UsageError("a model from standard input is kept beside its store; name that with -o STORE")
+    return Path(shutil.copy(source, out.with_name(f"{out.name}.onnx")))
 
 
 def _run_classes(campaign: Campaign, out: Path | None, *, fresh: bool, as_json: bool, elsewhere: object) -> None:

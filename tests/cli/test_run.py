@@ -214,3 +214,21 @@ def test_class_outcomes_are_printed_written_and_read_again(run: Run, tiny: Path)
     for more, why in (("--shard", "1/2"), "one process"), (("--elements", "0"), "whole tensors"):
         refused = run(*words, *more)
         assert refused.code == 2 and why in refused.err
+
+
+@pytest.mark.slow
+def test_a_model_or_a_spec_comes_from_standard_input(here: Path) -> None:
+    command = [sys.executable, "-m", "onnxfi"]
+
+    def piped(given: bytes, *words: str) -> str:
+        ran = subprocess.run([*command, *words], input=given, capture_output=True, check=False)
+        return (ran.stdout + ran.stderr).decode()
+
+    model, how = Path("m.onnx").read_bytes(), ("--single", "--provider", "cpu", "--workers", "0")
+    assert "name that with -o STORE" in piped(model, "run", "-", *how, "--trials", "5")
+    assert "5 of 5 trials" in piped(model, "run", "-", *how, "--trials", "5", "-o", "s.db")
+    assert Path("s.db.onnx").read_bytes() == model
+    assert "5 of 7 trials are in s.db" in piped(model, "run", "-", *how, "--trials", "7", "-o", "s.db")
+    spec = piped(b"", "plan", "m.onnx", "--single", "--trials", "5", "--provider", "cpu", "--print-spec")
+    assert "5 of 5 trials" in piped(spec.encode(), "run", "-", "-o", "t.db", "--workers", "0")
+    assert "n = 5 trials" in piped(model, "plan", "-", "--single", "--trials", "5")
