@@ -324,7 +324,7 @@ def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result
 
     counts, started, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
     # A bar is shown from the first trial, the first line after some seconds.
-    done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started + FIRST_LINE_S - LINE_S
+    done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started + min(FIRST_LINE_S, LINE_S) - LINE_S
     headline_sum = running.headline_sum
 
     def update(result: Result) -> str | None:

@@ -217,7 +217,7 @@ def test_class_outcomes_are_printed_written_and_read_again(run: Run, tiny: Path)
 
 
 @pytest.mark.slow
-def test_a_model_or_a_spec_comes_from_standard_input(here: Path) -> None:
+def test_a_model_or_a_spec_comes_from_standard_input(tiny: Path) -> None:
     command = [sys.executable, "-m", "onnxfi"]
 
     def piped(given: bytes, *words: str) -> str:
