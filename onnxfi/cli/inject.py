@@ -61,7 +61,7 @@ _MAX_LISTED = 10_000
     default="flip",
     show_default=True,
     metavar="FAULT",
-    help="Fault model: flip (SEU), burst:k=3, flip-mask:word=0x3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, cluster:rows=2,cols=2, asymmetric-flip:up=1,down=0.1, stuck-pixel:value=1, stuck-line:value=0, salt-pepper:low=0,high=1, pixel-flip:bits=8, intermittent:on=0.1,off=0.5, pattern:file=PATTERN.json, distribution:file=TABLE.json.",
+    help="Fault model: flip (SEU), burst:k=3, flip-mask:word=0x3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, random-time-constant:low=0.5,high=2, cluster:rows=2,cols=2, asymmetric-flip:up=1,down=0.1, stuck-pixel:value=1, stuck-line:value=0, salt-pepper:low=0,high=1, pixel-flip:bits=8, intermittent:on=0.1,off=0.5, pattern:file=PATTERN.json, distribution:file=TABLE.json.",
 )
 @options.add_options(options.HARDWARE)
 @select_options
