@@ -225,7 +225,7 @@ def _report_detectors(stores: tuple[Path, ...], folder: Path | None, *, as_json:
             print_line(f"wrote {path}")
 
 
-def _check_companions(*rules: tuple[object, bool, str]) -> None:
+def _check_companions(*rules: tuple[object, object, str]) -> None:
     """Refuse a flag that was given without what it belongs to; each rule is (flag, whether that is there, message)."""
     for flag, there, message in rules:
         if flag and not there:
