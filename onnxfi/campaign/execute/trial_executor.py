@@ -131,6 +131,11 @@ class TrialExecutor:
         return None if self._routes is None else self._routes[1]
 
     @property
+    def is_segmented(self) -> bool:
+        """Return whether the segments of the model are open."""
+        return bool(self._segments) and self._segments[0] is not None
+
+    @property
     def _routes(self) -> tuple[WeightRoutes, ActivationRoutes] | None:
         # No cached_property: in Python 3.11 that has a lock of its own, held while other threads have their turn.
         with claim((id(self), "segments")):

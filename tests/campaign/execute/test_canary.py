@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tiny_campaigns import campaign, ran, save
 
+from onnxfi.campaign.execute.canary import changes, prove
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import plan, run
@@ -53,3 +55,15 @@ def test_the_canary_is_not_fooled_by_outputs_whose_shape_varies(here: Path) -> N
     )
     with pytest.raises(CampaignError, match="no canary was seen"):
         run(campaign(model="g.onnx", data=None, batch=2, include="=far"), here / "s.db")
+
+
+def test_the_whole_model_is_not_opened_beside_its_segments(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = campaign(single=True, trials=2, target=("weights", "activations"))
+    seen, asked = changes, list[bool]()
+    monkeypatch.setattr(
+        "onnxfi.campaign.execute.canary.changes",
+        lambda executor, target: bool(asked.append(executor.is_segmented)) or seen(executor, target),
+    )
+    executor = TrialExecutor.open(given)
+    found = prove(executor, executor.opened.fault_targets.targets)
+    assert len(found["routes"]) > 1 and asked == [False], "the first canary alone needs the whole model"
