@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
-from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.campaign.run.adaptive_rounds import Look, look_at
 from onnxfi.errors import StoreError
@@ -41,6 +40,8 @@ from onnxfi.tasks.task import OUTCOMES, Metric, Task
 Sums = NDArray[np.float64]
 #: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
 FEWEST = 30
+#: Trials whose values become sums at once.
+_AT_ONCE = 4096
 #: Where a trial belongs: its stratum, and its layer and bit.
 TrialCell = tuple[int, str | None, int | None]
 #: A stratum of a fold (None: all as one), its sums, and the sites of the fold there.
@@ -157,15 +158,15 @@ class CampaignRates:
 
         `alarm` and `memory-code` are detected by a protection, all others by the runtime or the system alone.
         """
-        with Store.open(self.store) as opened:
-            found = Counter(row.cause for row in opened.rows() if row.outcome == "due" and row.cause)
+        with Store.open(self.store, checked=True) as opened:
+            found = opened.causes()
         return dict(found.most_common())
 
     def blocks(self) -> dict[str, int] | None:
         """Return the blocks of a coded memory with errors, by what became of them; None without a memory code."""
         if not self.campaign.get("memory_code"):
             return None
-        with Store.open(self.store) as opened:
+        with Store.open(self.store, checked=True) as opened:
             found = Counter[str]()
             for row in opened.rows():
                 found.update({s: int(row.metrics.get(f"blocks_{s}", 0)) for s in BLOCK_STATUSES})
@@ -300,7 +301,7 @@ class RateSums:
     #: The values of the metrics without bounds, by name, of which no sums are taken.
     values: dict[str, dict[TrialCell, list[float]]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics that are folded, in the order of the sums."""
         return self.task.reports
@@ -317,24 +318,38 @@ class RateSums:
             s: sites[s] / sum(sites[r] for r in ran) / n if sites else 1 / sum(ran.values()) for s, n in ran.items()
         }
         changed = None
-        for row in store.rows():
-            self._add((row.stratum, row.layer, row.bit), row)
+        waiting, medians = defaultdict[TrialCell, list[list[float | None]]](list), self._medians
+        for number, row in enumerate(store.rows(), 1):
+            cell = row.stratum, row.layer, row.bit
+            values = [metric.value(row.outcome, row.metrics) for metric in self.metrics]
+            for k, name in medians:
+                if (value := values[k]) is not None:
+                    self.values.setdefault(name, {}).setdefault(cell, []).append(value)
+                    values[k] = 0.0
+            waiting[cell].append(values)
+            if number % _AT_ONCE == 0:
+                self._add(waiting)
             if row.changed is not None and samples > 1:
                 changed = np.zeros(samples) if changed is None else changed
                 changed += weight[row.stratum] * unpacked(row.changed, samples)
+        self._add(waiting)
         return None if changed is None else np.clip(changed, 0, 1)
 
-    def _add(self, key: TrialCell, row: Row) -> None:
-        """Add a trial: bounded values, scaled to [0, 1], to the sums, the others to the lists."""
-        values = [metric.value(row.outcome, row.metrics) for metric in self.metrics]
-        for k, metric in enumerate(self.metrics):
-            if metric.fold == "median" and (value := values[k]) is not None:
-                self.values.setdefault(metric.name, {}).setdefault(key, []).append(value)
-                values[k] = 0.0
+    @property
+    def _medians(self) -> list[tuple[int, str]]:
+        """The metrics without bounds, by their place and name: their values go to the lists."""
+        return [(k, metric.name) for k, metric in enumerate(self.metrics) if metric.fold == "median"]
+
+    def _add(self, waiting: dict[TrialCell, list[list[float | None]]]) -> None:
+        """Add trials to the sums, their values scaled to [0, 1], and forget them."""
         low, width = self._scale
-        x = (np.array([np.nan if one is None else one for one in values]) - low) / width
-        here = ~np.isnan(x)
-        self.sums.setdefault(key, self.no_sums())[here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
+        for cell, rows in waiting.items():
+            x = (np.array(rows, np.float64) - low) / width  # None becomes NaN
+            here = ~np.isnan(x)
+            x = np.where(here, x, 0.0)
+            sums = np.stack([here.sum(0), x.sum(0), (x * x).sum(0)], axis=1)
+            self.sums[cell] = self.sums[cell] + sums if cell in self.sums else sums
+        waiting.clear()
 
     @cached_property
     def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -280,6 +281,14 @@ class Store:
         )
         for trial, stratum, faults, layer, bit, outcome, cause, changed, metrics in cursor:
             yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, json.loads(metrics))
+
+    def causes(self) -> Counter[str]:
+        """Return the number of DUE trials by cause, in the order in which the causes came first."""
+        cursor = self.db.execute(
+            "SELECT cause, COUNT(*) FROM results WHERE outcome = 'due' AND cause <> '' "
+            "GROUP BY cause ORDER BY MIN(trial)"
+        )
+        return Counter(dict(cursor))
 
     def planned_rows(self) -> Iterator[tuple[str, Row]]:
         """Results in the order of their trials, each behind the lines of its faults."""
