@@ -1,9 +1,9 @@
-"""The cost of a campaign that is too large to try, reckoned from pieces that are measured here.
+"""The cost of a campaign that is too large to try, reckoned from parts that are measured here.
 
     python scripts/bench/reckon.py MODEL [--data DATA] [--trials 1000000] [--samples 50000] [--batch 8] [--tried 40]
         [--larger 1]
 
-Without data on made-up inputs. The pieces: a golden run of one batch, a trial with a single fault on that batch with
+Without data on made-up inputs. The parts: a golden run of one batch, a trial with a single fault on that batch with
 everything open, and a result written to a store; all as processor time of one thread. A campaign takes as many of them
 as it has batches and trials, so its cost is their sum; `--larger` multiplies the first two, for a network with so many
 times the parameters and the same shape. Start, plan and report are left out: seconds. Prints core hours.
@@ -30,7 +30,7 @@ from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 ROUNDS = 3
 
 
-def pieces(campaign: Campaign) -> tuple[float, float]:
+def parts_of(campaign: Campaign) -> tuple[float, float]:
     """Return the processor seconds of a golden run of one batch, and of a trial."""
     executor = TrialExecutor.open(campaign, 4 << 30)
     plan = make_plan(executor.opened.campaign, executor.opened.fault_targets)
@@ -66,7 +66,7 @@ def row_s(campaign: Campaign, folder: Path) -> float:
 
 
 def main() -> None:
-    """Measure the pieces, and print the sums."""
+    """Measure the parts, and print the sums."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path)
@@ -85,7 +85,7 @@ def main() -> None:
             str(given.model), str(data), samples=given.batch, single=True, trials=given.tried, batch=given.batch,
             provider="cpu", threads=1,
         )  # fmt: skip
-        golden_s, trial_s = pieces(campaign)
+        golden_s, trial_s = parts_of(campaign)
         stored_s = row_s(campaign, Path(name))
     golden_s, trial_s = golden_s * given.larger, trial_s * given.larger
     batches = -(-given.samples // given.batch)
