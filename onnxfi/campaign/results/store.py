@@ -13,7 +13,9 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from onnxfi.campaign.plan.plan import PlannedTrial
@@ -43,6 +45,12 @@ def _extends(now: Mapping[str, Any], kept: Mapping[str, Any], grows: Sequence[st
 def digest_of(identity: Mapping[str, Any]) -> str:
     """Return the digest of a campaign: SHA-256 over all that fixes its answers."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(1 << 15)
+def _metrics(text: str) -> Mapping[str, Any]:
+    """Return the metrics of a trial, which a page reads some ten times."""
+    return MappingProxyType(json.loads(text))
 
 
 class Store:
@@ -280,7 +288,7 @@ class Store:
             () if number is None else (number,),
         )
         for trial, stratum, faults, layer, bit, outcome, cause, changed, metrics in cursor:
-            yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, json.loads(metrics))
+            yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, dict(_metrics(metrics)))
 
     def causes(self) -> Counter[str]:
         """Return the number of DUE trials by cause, in the order in which the causes came first."""
