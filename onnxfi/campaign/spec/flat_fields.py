@@ -129,10 +129,11 @@ def plain(given: Mapping[str, Any]) -> dict[str, Any]:
     A fault model becomes its text, and a class, function, metric or task ``module:name``. SpecError for one that no
     other process can import by that name.
 
+    >>> from fractions import Fraction
     >>> import numpy as np
     >>> from onnxfi.faults.models import Flip
-    >>> plain({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": Flip(), "metric": [Flip]})
-    {'ber': [0.25, 0.5], 'seed': 3, 'fault': 'flip', 'metric': ['onnxfi.faults.models:Flip']}
+    >>> plain({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": Flip, "metric": [Fraction]})
+    {'ber': [0.25, 0.5], 'seed': 3, 'fault': 'flip', 'metric': ['fractions:Fraction']}
     """
     return {name: _plain(value, name) for name, value in given.items()}
 

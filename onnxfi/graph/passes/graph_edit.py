@@ -161,3 +161,13 @@ def add_loop_state(
     for values, name, at in ((inside.input, now, before + states), (inside.output, after, states + bool(before))):
         values.insert(at, helper.make_tensor_value_info(name, NUMBER["int64"], []))
     return now, end, start
+
+
+def add_loop_output(node: onnx.NodeProto, body: onnx.GraphProto, out: str) -> None:
+    """Give a Scan or Loop an output of all iterations of the last output of its body, which the caller has added."""
+    states = len(body.output) - (node.op_type == "Loop") - 1  # a Loop's body returns a condition first
+    node.output.extend([""] * (states - len(node.output)))
+    node.output.append(out)
+    for attribute in node.attribute:  # a Scan may say for each stacked output where its iterations lie
+        if attribute.name in ("scan_output_axes", "scan_output_directions"):
+            attribute.ints.append(0)

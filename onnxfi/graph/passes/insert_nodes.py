@@ -14,7 +14,7 @@ from onnxfi.errors import ModelError
 from onnxfi.graph.model.graph_index import node_labels, subgraphs
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
-from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_state
+from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_output, add_loop_state
 
 if TYPE_CHECKING:
     import onnx
@@ -143,7 +143,7 @@ def show_fault_free(proto: onnx.ModelProto, names: Iterable[tuple[str, str]]) ->
             [body] = [body for label, body in subgraphs(node) if label == "body"]
             if any(value == o for inner in body.node for o in inner.output):
                 body.output.add().name = value
-                node.output.append(out := free.new(value))
+                add_loop_output(node, body, out := free.new(value))
                 found[path + name] = out
     for out in found.values():
         proto.graph.output.add().name = out

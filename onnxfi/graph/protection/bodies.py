@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxfi.graph.model.graph_index import node_labels, subgraphs
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
-from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_output
 
 if TYPE_CHECKING:
     import onnx
@@ -75,11 +75,7 @@ def carry_out(
             node.output.append(result)
         else:
             _declare(inside.graph, name, neutral)
-            node.output.extend([""] * (len(inside.graph.output) - (node.op_type == "Loop") - 1 - len(node.output)))
-            node.output.append(names.new(f"{name}.every"))
-            for attribute in node.attribute:  # a Scan says for each stacked output where its iterations lie
-                if attribute.name in ("scan_output_axes", "scan_output_directions"):
-                    attribute.ints.append(0)
+            add_loop_output(node, inside.graph, names.new(f"{name}.every"))
             g = NodeBuilder(opset, names.new(f"{name}.all") + ".")
             every = g.add("Concat", g.constant(neutral[None], str(neutral.dtype)), node.output[-1], axis=0)
             if opset >= (13 if combine == "ReduceSum" else 18):
