@@ -85,6 +85,7 @@ def test_optuna_finds_a_protection(work: Path) -> None:
     assert protected.values[0] > bare.values[0] and protected.values[1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries that MLflow uses
 def test_mlflow_has_every_rate_of_a_sweep(work: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")

@@ -36,6 +36,7 @@ def test_it_has_every_option_of_every_verb(site: Path) -> None:
     assert "<code>--save-faults FILE</code>" in page and "Sentinel" not in page
 
 
+@pytest.mark.slow
 def test_it_documents_every_public_name(site: Path) -> None:
     page = (site / "reference" / "python.html").read_text(encoding="utf-8")
     assert [name for name in onnxfi.__all__ if f'id="onnxfi.{name}"' not in page] == []
@@ -44,6 +45,7 @@ def test_it_documents_every_public_name(site: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_its_links_lead_somewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         if page.name == "404.html":
@@ -53,6 +55,7 @@ def test_its_links_lead_somewhere(site: Path) -> None:
                 assert (page.parent / link).exists(), f"{page.relative_to(site)}: {link}"
 
 
+@pytest.mark.slow
 def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
     for page in [*site.rglob("*.html"), *site.rglob("*.css")]:
         text = page.read_text(encoding="utf-8")

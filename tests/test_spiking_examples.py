@@ -42,6 +42,7 @@ def test_the_notebooks_are_as_their_scripts() -> None:
     assert done.returncode == 0, f"{done.stdout!r}: run python scripts/notebooks.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

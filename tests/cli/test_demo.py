@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Run = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_nothing(run: Run, here: Path) -> None:
     result = run("demo")
     assert result.code == 0 and list(here.iterdir()) == []

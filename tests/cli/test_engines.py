@@ -14,6 +14,7 @@ MODELS = Path(__file__).parents[2] / "models"
 CNN, DATA = str(MODELS / "fashion_cnn.onnx"), ("--data", str(MODELS / "fashion_test.npz"), "--samples", "20")
 
 
+@pytest.mark.slow
 def test_every_verb_runs_openvino(run: Run, here: Path) -> None:
     needs_openvino()
     on = (*DATA, "--engine", "openvino")
@@ -52,6 +53,7 @@ def test_what_an_engine_does_not_take_is_refused(run: Run, words: tuple[str, ...
     assert ran.code == 2 and message in ran.err and ran.err.count("\n") <= 3
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxfi.runtime.engine.openvino.is_installed", lambda: False)
     for verb in (("eval", CNN), ("run", CNN, "--single", "--trials", "2")):

@@ -206,6 +206,7 @@ def test_a_fetched_model_with_states_and_a_scalar_runs_on_given_data(run: Run, h
     assert ran.json["golden"] == {"nonfinite": 0.0}
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_a_library_of_operators(run: Run, here: Path) -> None:
     library = pytest.importorskip("onnxruntime_extensions").get_library_path()
     text = """<ir_version: 9, opset_import: ["": 18, "ai.onnx.contrib": 1]>

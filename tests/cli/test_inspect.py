@@ -207,6 +207,7 @@ def test_wrong_flags_for_activations_are_refused(run: Run, models: Path, flags: 
         assert text in ran.err
 
 
+@pytest.mark.slow
 def test_a_model_comes_from_standard_input(here: Path) -> None:
     model = (Path(__file__).parents[2] / "models" / "fashion_cnn.onnx").read_bytes()
     command = [sys.executable, "-m", "onnxfi"]

@@ -163,6 +163,7 @@ def test_a_terminal_width_in_the_environment_does_not_fold_a_log(
     assert LONG in run("inspect", long_names).out
 
 
+@pytest.mark.slow
 @needs_pty
 def test_progress_bars_appear_on_a_terminal_only(here: Path, models: Path) -> None:
     """Timers go off at once, or not at all: as for tasks that take long, and for those that do not."""

@@ -36,8 +36,11 @@ def test_what_it_takes_counts_over_all_names() -> None:
             slow.fits(["a" * 17 + "!"])
 
 
-def test_what_it_takes_counts_over_all_tensors_that_one_selector_is_asked_for() -> None:
+def test_what_it_takes_counts_over_all_tensors_that_one_selector_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each takes some milliseconds, and is stopped by none of them; another selector has its own time."""
+    monkeypatch.setattr(regular_expressions, "LONGEST_S", 0.2)
     targets = [Target(f"{'a' * 16}{k}!", WORDS["float32"], (1,)) for k in range(1000)]
     for _ in range(2):
         selector = Selector(include=("re:^(a+)+$",))
@@ -51,7 +54,8 @@ def test_the_length_of_an_expression_is_bounded() -> None:
         NamePattern("re:" + "x" * 1001)
 
 
-def test_beside_the_main_thread_its_time_is_bounded_as_well() -> None:
+def test_beside_the_main_thread_its_time_is_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regular_expressions, "LONGEST_S", 0.2)
     expression, slow = Expression("^conv[0-9]$"), Expression("^(a+)+$")
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(expression.fits, ["fc", "conv1"]).result()

@@ -64,6 +64,7 @@ def test_the_forecast_is_what_every_fault_does_to_the_protected_model(
     assert found.forecast.low - 1e-9 <= checked.estimate <= found.forecast.high + 1e-9
 
 
+@pytest.mark.slow
 def test_half_of_a_ranking_forecasts_what_all_faults_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     found = plan_protection("ranked.db", "bytes=40", ["secded", "parity"])

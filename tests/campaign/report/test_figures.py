@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
 from reported_campaigns import campaign, singles, sweep
 from tiny_campaigns import ran, samples, save
 
@@ -18,6 +19,7 @@ from onnxfi.campaign.results.store import Store
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_the_same_every_time_and_say_their_numbers(here: Path) -> None:
     found = [singles(here), sweep(here)]
     names = [path.name for path in write_figures(found, here / "figures")]

@@ -104,6 +104,7 @@ if number == 9 and again(9) == 1:
     assert not ran(deadly(trial), here / "s.db", workers=1), "an outcome is an outcome: it is not run again"
 
 
+@pytest.mark.slow
 def test_memory_is_asked_for_once_more_alone(here: Path) -> None:
     ran(campaign(), here / "whole.db")
     trial = """
@@ -163,6 +164,7 @@ if __name__ == "__main__":
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_workers_that_began_early_end_without_a_word_where_the_campaign_cannot_be(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,8 +110,9 @@ def test_a_worker_that_is_killed_changes_nothing(here: Path, workers: Cluster) -
     assert tables(here / "s.db") == tables(here / "whole.db")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")
-@pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hangs", [False, True])
 def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, workers: Cluster, hangs: bool) -> None:
     text = DEADLY.replace("PLACE", repr(str(here))).replace("number == 2", f"number == 2 and {hangs}")
     name = f"deadly_far_{hangs}"  # a worker that outlives one case keeps its module
@@ -299,6 +300,7 @@ def test_a_worker_without_the_custom_operators_is_named(
     )
 
 
+@pytest.mark.slow
 def test_limits_of_others_workers_are_their_own(here: Path, workers: Cluster) -> None:
     others = Cluster(workers.client)
     with pytest.raises(InputError, match="workers of a scheduler have limits of their own"):

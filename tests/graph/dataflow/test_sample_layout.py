@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
@@ -89,6 +90,7 @@ def network(steps: list[Any]) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(STEPS)
 @example([("Transpose", [1, 0, 2]), ("Reshape", "back")])  # elements of several samples in one row
