@@ -5,7 +5,7 @@
 Prints the tables of docs/how-to/protect.md and docs/reference/protections.md; the figure goes to
 docs/figures/protection.svg, or into FOLDER. Calibration takes other samples than scoring. Networks are the shipped ones
 and two published ones, MiniLM and silero-vad, where scripts/export_minilm.py and scripts/fetch_models.py have brought
-them. Takes about 10 minutes of one core, most of them for MiniLM; each part says what it took.
+them. Takes about 4 minutes of one core, nearly half of them for MiniLM; each part says what it took.
 """
 
 import argparse
