@@ -283,4 +283,4 @@ def exhaustive(population: int, start: int = 0, stop: int | None = None) -> Numb
 def check_rate(rate: float) -> None:
     """Raise InputError unless `rate` is a probability."""
     if not 0 <= rate <= 1:
-        raise InputError(f"rate must be in [0, 1], got {rate:.15g}; give a probability such as 1e-6")
+        raise InputError(f"rate must be in [0, 1], got {rate}; give a probability such as 1e-6")
