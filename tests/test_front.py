@@ -37,12 +37,11 @@ def outcomes(found: onnxfi.Report) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with m.onnx and d.npz."""
-    monkeypatch.chdir(tmp_path)
-    mlp(tmp_path)
-    samples(tmp_path)
-    return tmp_path
+def here(here: Path) -> Path:
+    """The empty folder, with m.onnx and d.npz."""
+    mlp(here)
+    samples(here)
+    return here
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from onnxfi.errors import InputError
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with m.onnx and d.npz."""
-    monkeypatch.chdir(tmp_path)
-    mlp(tmp_path)
-    samples(tmp_path)
-    return tmp_path
+def here(here: Path) -> Path:
+    """The empty folder, with m.onnx and d.npz."""
+    mlp(here)
+    samples(here)
+    return here
 
 
 def test_an_evaluation_reads_its_data_as_the_flags_say(here: Path) -> None:

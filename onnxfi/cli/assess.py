@@ -90,10 +90,15 @@ def command(
     check_folder(place)
     here = None if environment is None else load_environment(environment)
     written: list[Path | None] = []
+
+    def write(made: Assessment) -> None:
+        if None not in written:  # said once that there is no page
+            written.append(_write_page(made))
+
     found = assess(
         model, data, time_s=time_s, environment=here, out=place, began=began,
         workers=_workers(flags) if workers is None else workers, on_phase=None if as_json else print_note,
-        on_found=lambda made: written.append(_write_page(made)), **given,
+        on_found=write, **given,
     )  # fmt: skip
     if as_json:
         print_json(found.document())
