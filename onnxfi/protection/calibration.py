@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.model.graph_index import Scope
+from onnxfi.graph.model.graph_index import GraphIndex, Scope
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
-from onnxfi.graph.protection.bodies import carry_out, graphs_by_path, name_nodes_with_bodies
+from onnxfi.graph.protection.bodies import carry_out, name_nodes_with_bodies
 from onnxfi.graph.protection.placement import Follower, Places, followed_bounds
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted
 from onnxfi.runtime.data.sources import Data
@@ -188,7 +188,7 @@ def _extents_in_bodies(
 
 def _add_extent(proto: onnx.ModelProto, a: Activation) -> tuple[str, str]:
     """Add outputs for what an activation of a body has: its least and negated largest number, and sum and count."""
-    graph, names, opset = graphs_by_path(proto)[a.path].graph, FreeNames(proto), opset_of(proto)
+    graph, names, opset = GraphIndex.of(proto).by_path[a.path].graph, FreeNames(proto), opset_of(proto)
     g = NodeBuilder(opset, names.new(f"{a.name}.extent") + ".")
     flat = g.cast(g.add("Reshape", a.name, g.constant([-1])), "float64")
     some = g.add("Concat", flat, g.constant([np.inf], "float64"), axis=0)

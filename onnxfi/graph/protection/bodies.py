@@ -1,13 +1,14 @@
-"""Bodies of loops and branches: their graphs by path, and numbers that are carried out of them."""
+"""Bodies of loops and branches: edits of the graphs of a model, and numbers that are carried out of bodies."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.graph_index import node_labels, subgraphs
+from onnxfi.errors import ModelError
+from onnxfi.graph.model.graph_index import GraphIndex, all_nodes, subgraphs
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_output
 
@@ -15,42 +16,67 @@ if TYPE_CHECKING:
     import onnx
 
 
-@dataclass(frozen=True)
-class Inside:
-    """A graph inside a node: the graph, the path of the graph around it, and the position of the node there."""
+def name_nodes_with_bodies(proto: onnx.ModelProto) -> None:
+    """Name the nodes that hold graphs by their labels, so that paths stay, whatever nodes come before them."""
+    for scope in GraphIndex.of(proto).graphs:
+        for node in scope.nodes:
+            if next(subgraphs(node.proto), None) is not None:
+                node.proto.name = node.label
 
-    graph: onnx.GraphProto = field(repr=False)
-    outer: str = ""
-    position: int = -1
 
+def edited_graphs(proto: onnx.ModelProto) -> Iterator[tuple[str, GraphEdit]]:
+    """Yield the path of each graph of a model with its edit, which is written when the next graph's turn comes.
 
-def graphs_by_path(proto: onnx.ModelProto) -> dict[str, Inside]:
-    """Return the main graph ("") and the graphs inside its nodes by their paths, outer ones first.
+    Inner graphs come first, as an edit makes those inside it anew. Nodes that hold graphs get names, so that paths
+    stay.
 
     Examples
     --------
     >>> import onnx
-    >>> [*graphs_by_path(onnx.load("models/fashion_snn_scan.onnx"))]
-    ['', 'steps.body::']
+    >>> [path for path, _ in edited_graphs(onnx.load("models/fashion_snn_scan.onnx"))]
+    ['steps.body::', '']
     """
-    found = {"": Inside(proto.graph)}
-    waiting = [""]
-    while waiting:
-        path = waiting.pop(0)
-        nodes = found[path].graph.node
-        for k, (node, label) in enumerate(zip(nodes, node_labels(nodes), strict=True)):
-            for name, body in subgraphs(node):
-                found[f"{path}{label}.{name}::"] = Inside(body, path, k)
-                waiting.append(f"{path}{label}.{name}::")
-    return found
+    name_nodes_with_bodies(proto)
+    for scope in reversed(GraphIndex.of(proto).graphs):
+        edit = GraphEdit(scope.graph)
+        yield scope.path, edit
+        edit.write()
 
 
-def name_nodes_with_bodies(proto: onnx.ModelProto) -> None:
-    """Name the nodes that hold graphs by their labels, so that paths stay, whatever nodes come before them."""
-    for inside in graphs_by_path(proto).values():
-        for node, label in zip(inside.graph.node, node_labels(inside.graph.node), strict=True):
-            if next(subgraphs(node), None) is not None:
-                node.name = label
+def made_by(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that computes each value of the graphs of a model, by its path and name."""
+    graphs = GraphIndex.of(proto).graphs
+    return {node.path + value.name: node.proto for scope in graphs for node in scope.nodes for value in node.outputs}
+
+
+def result_between(edit: GraphEdit, names: FreeNames, name: str, suffix: str) -> tuple[str, str]:
+    """Return the names of a value and of what its readers read instead: a graph output keeps its name after it."""
+    if name in edit.outputs:
+        value = names.new(f"{name}.un{suffix}")
+        edit.rename_output(edit.maker[name], name, value)
+        return value, name
+    result = names.new(f"{name}.{suffix}")
+    edit.redirect(name, result)
+    return name, result
+
+
+def marked(proto: onnx.ModelProto, kind: str) -> list[str]:
+    """Return the names of what a protection of a kind holds already, by its marked nodes."""
+    start = f"onnxfi/{kind}/"
+    return [node.name.removeprefix(start) for node in all_nodes(proto.graph.node) if node.name.startswith(start)]
+
+
+def check_unprotected(proto: onnx.ModelProto, kind: str, least_opset: int) -> None:
+    """Raise ModelError if a model carries a protection of this kind already, or has too low an opset for it."""
+    if there := marked(proto, kind):
+        raise ModelError(
+            f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
+        )
+    if opset_of(proto) < least_opset:
+        raise ModelError(
+            f"the protection {kind} needs opset {least_opset}, the model has {opset_of(proto)}; "
+            f"raise it with --opset 13"
+        )
 
 
 def carry_out(
@@ -63,10 +89,10 @@ def carry_out(
     """
     names, opset = FreeNames(proto), opset_of(proto)
     while path:
-        graphs = graphs_by_path(proto)
-        inside = graphs[path]
-        edit = GraphEdit(graphs[inside.outer].graph)
-        node = edit.graph.node[inside.position]
+        inside = GraphIndex.of(proto).by_path[path]
+        outer, holder = inside.outer, inside.enclosing[-1]
+        assert outer is not None  # a body lies in a graph
+        node = holder.proto
         result = names.new(f"{name}.out")
         if node.op_type == "If":
             for of_branch, branch in subgraphs(node):
@@ -82,9 +108,10 @@ def carry_out(
                 g.add(combine, every, g.constant([0]), keepdims=0, name=result)
             else:
                 g.add(combine, every, axes=[0], keepdims=0, name=result)
-            edit.put_behind(inside.position, g.nodes)
+            edit = GraphEdit(outer.graph)
+            edit.put_behind(outer.nodes.index(holder), g.nodes)
             edit.write()
-        path, name = inside.outer, result
+        path, name = outer.path, result
     return name
 
 

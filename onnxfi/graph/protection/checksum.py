@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import activations
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import graphs_by_path
+from onnxfi.graph.protection.bodies import made_by
 from onnxfi.graph.protection.detection import (
+    COMPUTING,
     LEAST_OPSET,
     Flag,
     Layer,
@@ -37,7 +39,6 @@ from onnxfi.graph.protection.detection import (
     by_sample,
     check_layers,
     edits_of,
-    made_by,
 )
 from onnxfi.graph.protection.range_restriction import restrictable
 from onnxfi.graph.protection.reach import stored_in_reach
@@ -63,15 +64,15 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
     def requires(self, proto: onnx.ModelProto) -> None:
         """Refuse layers that do not exist, or that have no checksum."""
         check_layers(proto, self.layers, "checksum")
-        made, graphs = made_by(proto), graphs_by_path(proto)
+        made, graphs = made_by(proto), GraphIndex.of(proto).by_path
         for layer in self.layers:
-            if why := unchecked_reason(stored_in_reach(graphs, layer.path), made[layer.id]):
+            if why := unchecked_reason(stored_in_reach(graphs[layer.path]), made[layer.id]):
                 raise ModelError(f"{layer.id!r} has no checksum: {why}; leave it out with --exclude")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Add the second sums, and what compares them."""
-        names, flags, graphs = FreeNames(proto), list[Flag](), graphs_by_path(proto)
-        reach = {path: stored_in_reach(graphs, path) for path in {layer.path for layer in self.layers}}
+        names, flags, graphs = FreeNames(proto), list[Flag](), GraphIndex.of(proto).by_path
+        reach = {path: stored_in_reach(graphs[path]) for path in {layer.path for layer in self.layers}}
         for edit, layer in edits_of(proto, self.layers):
             at, stored = edit.maker[layer.name], reach[layer.path]
             node = edit.graph.node[at]
@@ -99,8 +100,7 @@ def checkable(model: Model) -> tuple[Layer, ...]:
     >>> [layer.name for layer in checkable(load("models/fashion_cnn.onnx"))]
     ['conv2d', 'conv2d_1', 'linear', 'logits']
     """
-    made, graphs = made_by(model.proto), graphs_by_path(model.proto)
-    reach = {path: stored_in_reach(graphs, path) for path in graphs}
+    made, reach = made_by(model.proto), {scope.path: stored_in_reach(scope) for scope in model.index.graphs}
     rows = [Layer.of(a) for a in activations(model) if restrictable(a) and not a.quantized]
     return tuple(one for one in rows if not unchecked_reason(reach[one.path], made[one.id]))
 
@@ -183,10 +183,10 @@ def _checks(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias:
 
 def unchecked(model: Model, layers: tuple[Layer, ...]) -> Iterator[str]:
     """Yield the computing layers that are not among these, with the reason."""
-    graphs, there = graphs_by_path(model.proto), {layer.id for layer in layers}
-    for path, inside in graphs.items():
-        stored = stored_in_reach(graphs, path)
-        for node in inside.graph.node:
-            for name in node.output:
-                if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and path + name not in there:
-                    yield f"{path + name!r} ({unchecked_reason(stored, node) or 'not selected'})"
+    there = {layer.id for layer in layers}
+    for scope in model.index.graphs:
+        stored = stored_in_reach(scope)
+        for node in scope.nodes:
+            for value in node.outputs if node.op in COMPUTING else ():
+                if scope.path + value.name not in there:
+                    yield f"{scope.path + value.name!r} ({unchecked_reason(stored, node.proto) or 'not selected'})"

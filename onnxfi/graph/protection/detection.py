@@ -20,13 +20,14 @@ from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
 from onnxfi.graph.dataflow.sample_axis import declared_types
 from onnxfi.graph.dataflow.type_inference import infer_types
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import carry_out, graphs_by_path, name_nodes_with_bodies
-from onnxfi.graph.protection.range_restriction import FORMATS, marked, restrictable
+from onnxfi.graph.protection.bodies import carry_out, check_unprotected, edited_graphs, made_by, marked, result_between
+from onnxfi.graph.protection.range_restriction import FORMATS, restrictable
 from onnxfi.graph.protection.reach import check_names, left_outside, stored_in_reach
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
             at = edit.maker[layer.name]
             value, result = layer.name, layer.name
             if self.copies == 3:
-                value, result = _result_between(edit, names, layer.name, "voted")
+                value, result = result_between(edit, names, layer.name, "voted")
             g = NodeBuilder(opset_of(proto), names.new(f"{layer.name}.{_KINDS[self.copies]}") + ".")
             copies = []
             for guard in ("Max", "Min")[: self.copies - 1]:
@@ -151,21 +152,10 @@ class Flag:
     path: str = ""
 
 
-def made_by(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Return the node that computes each value of the graphs of a model, by its path and name."""
-    graphs = graphs_by_path(proto).items()
-    return {path + name: node for path, one in graphs for node in one.graph.node for name in node.output if name}
-
-
 def edits_of(proto: onnx.ModelProto, layers: Iterable[Layer]) -> Iterator[tuple[GraphEdit, Layer]]:
     """Yield each layer with the edit of its graph, which is written when the next graph's turn comes."""
-    name_nodes_with_bodies(proto)
-    for path in reversed(graphs_by_path(proto)):  # inner graphs first, as an edit makes those inside it anew
-        edit = GraphEdit(graphs_by_path(proto)[path].graph)
-        for layer in layers:
-            if layer.path == path:
-                yield edit, layer
-        edit.write()
+    for path, edit in edited_graphs(proto):
+        yield from ((edit, layer) for layer in layers if layer.path == path)
 
 
 def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[str, onnx.NodeProto], int | None]:
@@ -174,13 +164,13 @@ def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[str, onnx.NodeProto], i
     It takes the path of the node's graph. Stored inputs are no choice, since the runtime computes a Max of these when
     it loads the model. None: there is none.
     """
-    inferred, graphs = graphs_by_path(infer_types(proto)), graphs_by_path(proto)
+    inferred, graphs = GraphIndex.of(infer_types(proto)).by_path, GraphIndex.of(proto).graphs
     types: dict[str, dict[str, onnx.TypeProto]] = {}
     stored: dict[str, set[str]] = {}
-    for path, inside in graphs.items():
-        outer = types[inside.outer] if path else {}
+    for scope in graphs:
+        path, outer = scope.path, {} if scope.outer is None else types[scope.outer.path]
         types[path] = {**outer, **declared_types(inferred[path].graph)} if path in inferred else dict(outer)
-        stored[path] = set(stored_in_reach(graphs, path))
+        stored[path] = set(stored_in_reach(scope))
 
     def guarded(path: str, node: onnx.NodeProto) -> int | None:
         for place, name in enumerate(node.input):
@@ -231,33 +221,14 @@ def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, 
 
 def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> None:
     """Raise ModelError if detectors cannot go after these layers."""
-    if there := marked(proto, kind):
-        raise ModelError(
-            f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
-        )
+    check_unprotected(proto, kind, LEAST_OPSET)
     mine = any(marked(proto, other) for other in ("duplicate", "checksum"))
     if not mine and any(output.name == ALARM for output in proto.graph.output):
         raise ModelError(f"the model has an output {ALARM!r} of another meaning; give it another name")
-    if opset_of(proto) < LEAST_OPSET:
-        raise ModelError(
-            f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
-            f"raise it with --opset 13"
-        )
     made = made_by(proto)
     for layer in layers:
         if layer.id not in made:
             raise ModelError(f"no layer {layer.id!r} in the model{closest(layer.id, made)}")
-
-
-def _result_between(edit: GraphEdit, names: FreeNames, name: str, suffix: str) -> tuple[str, str]:
-    """Return the names of a value and of what its readers read instead."""
-    if name in edit.outputs:
-        value = names.new(f"{name}.un{suffix}")
-        edit.rename_output(edit.maker[name], name, value)
-        return value, name
-    result = names.new(f"{name}.{suffix}")
-    edit.redirect(name, result)
-    return name, result
 
 
 def _unequal(g: NodeBuilder, one: str, other: str, layer: Layer) -> str:
@@ -305,7 +276,7 @@ def _added(proto: onnx.ModelProto, path: str, terms: Sequence[str]) -> str:
     total = terms[0]
     for term in terms[1:]:
         total = g.add("Add", total, term)
-    graphs_by_path(proto)[path].graph.node.extend(g.nodes)
+    GraphIndex.of(proto).by_path[path].graph.node.extend(g.nodes)
     return total
 
 

@@ -16,12 +16,11 @@ import numpy as np
 from onnxfi.errors import ModelError, closest
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
-from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import graphs_by_path, name_nodes_with_bodies
+from onnxfi.graph.protection.bodies import check_unprotected, edited_graphs, made_by, result_between
 
 if TYPE_CHECKING:
     import onnx
@@ -250,25 +249,10 @@ def check_bounds(one: Restricted) -> None:
         raise ModelError(f"{one.name!r} has no axis {one.bounds.axis} of channels; give one bound for the whole tensor")
 
 
-def marked(proto: onnx.ModelProto, kind: str) -> list[str]:
-    """Return the tensors that carry a protection of this kind already."""
-    start = f"onnxfi/{kind}/"
-    return [node.name.removeprefix(start) for node in all_nodes(proto.graph.node) if node.name.startswith(start)]
-
-
 def check_insertion(proto: onnx.ModelProto, tensors: Iterable[Restricted], kind: str) -> None:
     """Raise ModelError if a protection cannot go after these activations."""
-    if there := marked(proto, kind):
-        raise ModelError(
-            f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
-        )
-    if opset_of(proto) < LEAST_OPSET:
-        raise ModelError(
-            f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
-            f"raise it with --opset 13"
-        )
-    graphs = graphs_by_path(proto)
-    made = [path + name for path, one in graphs.items() for node in one.graph.node for name in node.output if name]
+    check_unprotected(proto, kind, LEAST_OPSET)
+    made = made_by(proto)
     for tensor in tensors:
         if tensor.id not in made:
             raise ModelError(f"no activation {tensor.id!r} in the model{closest(tensor.id, made)}")
@@ -282,35 +266,14 @@ def insert_between(
     `kind` marks the nodes; `suffix` ends the names of the new tensors, and with `un` before it those of what nodes put
     out instead of a graph output.
     """
-    names, opset = FreeNames(proto), opset_of(proto)
-    name_nodes_with_bodies(proto)
-    by_path: dict[str, list[tuple[Restricted, Restrict]]] = {}
-    for one, restrict in inserts:
-        by_path.setdefault(one.path, []).append((one, restrict))
-    for path in reversed(graphs_by_path(proto)):  # inner graphs first, as an edit makes those inside it anew
-        if path in by_path:
-            _insert_in_graph(GraphEdit(graphs_by_path(proto)[path].graph), by_path[path], names, opset, (kind, suffix))
-
-
-def _insert_in_graph(
-    edit: GraphEdit,
-    inserts: Iterable[tuple[Restricted, Restrict]],
-    names: FreeNames,
-    opset: int,
-    words: tuple[str, str],
-) -> None:
-    """Insert nodes between the activations of one graph and their readers."""
-    kind, suffix = words
-    for one, restrict in inserts:
-        name, at = one.name, edit.maker[one.name]
-        if name in edit.outputs:
-            value, result = names.new(f"{name}.un{suffix}"), name
-            edit.rename_output(at, name, value)
-        else:
-            value, result = name, names.new(f"{name}.{suffix}")
-            edit.redirect(name, result)
-        g = NodeBuilder(opset, names.new(f"{name}.{kind.replace('-', '_')}") + ".")
-        restrict(g, value, result)
-        g.nodes[-1].name = names.new(f"onnxfi/{kind}/{one.id}")
-        edit.put_behind(at, g.nodes)
-    edit.write()
+    names, opset, all_inserts = FreeNames(proto), opset_of(proto), list(inserts)
+    for path, edit in edited_graphs(proto):
+        for one, restrict in all_inserts:
+            if one.path != path:
+                continue
+            at = edit.maker[one.name]
+            value, result = result_between(edit, names, one.name, suffix)
+            g = NodeBuilder(opset, names.new(f"{one.name}.{kind.replace('-', '_')}") + ".")
+            restrict(g, value, result)
+            g.nodes[-1].name = names.new(f"onnxfi/{kind}/{one.id}")
+            edit.put_behind(at, g.nodes)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.protection.bodies import Inside
 
 if TYPE_CHECKING:
     import onnx
 
+    from onnxfi.graph.model.graph_index import Scope
     from onnxfi.graph.model.loading import Model
 
 _REMEDY = "inline functions first (onnx.inliner.inline_local_functions)"
@@ -30,13 +30,10 @@ def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return {**constants, **{t.name: t for t in graph.initializer}}
 
 
-def stored_in_reach(graphs: Mapping[str, Inside], path: str) -> dict[str, onnx.TensorProto]:
-    """Return the stored tensors that nodes of the graph at a path can read, its own and those of graphs around it."""
-    found = stored_tensors(graphs[path].graph)
-    while path:
-        path = graphs[path].outer
-        found = {**stored_tensors(graphs[path].graph), **found}
-    return found
+def stored_in_reach(scope: Scope) -> dict[str, onnx.TensorProto]:
+    """Return the stored tensors that nodes of a graph can read, its own and those of graphs around it."""
+    around = {} if scope.outer is None else stored_in_reach(scope.outer)
+    return {**around, **stored_tensors(scope.graph)}
 
 
 def outside_tensors(model: Model) -> tuple[Target, ...]:

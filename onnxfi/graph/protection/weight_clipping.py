@@ -16,12 +16,13 @@ import numpy as np
 from onnxfi.errors import ModelError, closest
 from onnxfi.faults.space import Selector
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
-from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import graphs_by_path, name_nodes_with_bodies
-from onnxfi.graph.protection.range_restriction import FORMATS, marked
+from onnxfi.graph.protection.bodies import check_unprotected, edited_graphs
+from onnxfi.graph.protection.range_restriction import FORMATS
 from onnxfi.graph.protection.reach import stored_tensors
 
 if TYPE_CHECKING:
@@ -71,16 +72,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Refuse weights that do not exist, and a model that has this already."""
-        if there := marked(proto, "clip-weights"):
-            raise ModelError(
-                f"the model carries the protection clip-weights already, as behind {there[0]!r}; protect the "
-                f"unprotected model"
-            )
-        if opset_of(proto) < LEAST_OPSET:
-            raise ModelError(
-                f"the protection clip-weights needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; raise it "
-                f"with --opset 13"
-            )
+        check_unprotected(proto, "clip-weights", LEAST_OPSET)
         stored = _stored(proto)
         for weight in self.weights:
             if weight.id not in stored:
@@ -89,9 +81,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Insert the operators after each weight."""
         names = FreeNames(proto)
-        name_nodes_with_bodies(proto)
-        for path in reversed(graphs_by_path(proto)):  # inner graphs first, as an edit makes those inside it anew
-            edit = GraphEdit(graphs_by_path(proto)[path].graph)
+        for path, edit in edited_graphs(proto):
             for weight in [one for one in self.weights if one.path == path]:
                 result = names.new(f"{weight.name}.clipped")
                 edit.redirect(weight.name, result)
@@ -99,7 +89,6 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
                 _hold(g, weight, result)
                 g.nodes[-1].name = names.new(f"onnxfi/clip-weights/{weight.id}")
                 edit.put_behind(edit.maker.get(weight.name, -1), g.nodes)
-            edit.write()
         return tuple(weight.id for weight in self.weights)
 
     @classmethod
@@ -148,9 +137,9 @@ def left_unclipped(model: Model, selector: Selector) -> Iterator[str]:
 def _stored(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Return the path and the name of each tensor that a graph of the model stores, by its id."""
     return {
-        path + name: (path, name)
-        for path, inside in graphs_by_path(proto).items()
-        for name in stored_tensors(inside.graph)
+        scope.path + name: (scope.path, name)
+        for scope in GraphIndex.of(proto).graphs
+        for name in stored_tensors(scope.graph)
     }
 
 

@@ -15,9 +15,10 @@ from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import parse
 from onnxfi.graph.passes.instrument import ActivationFault, bake
-from onnxfi.graph.protection.bodies import carry_out, graphs_by_path
+from onnxfi.graph.protection.bodies import carry_out
 from onnxfi.protection.protection import Setting
 from onnxfi.protection.protections import parse_protection
 from onnxfi.runtime.data.batches import Data
@@ -91,7 +92,7 @@ def test_weights_of_bodies_are_clipped(tmp_path: Path) -> None:
     done = protect(made, ["clip-weights"], tmp_path / "p.onnx")
     assert done.tensors["clip-weights"] == ("If#0.then_branch::w",) and done.drift.changed == 0
     written = onnx.load(tmp_path / "p.onnx")
-    branch = graphs_by_path(written)["If#0.then_branch::"].graph
+    branch = GraphIndex.of(written).by_path["If#0.then_branch::"].graph
     (weight,) = branch.initializer
     weight.CopyFrom(
         onnx.numpy_helper.from_array(np.array([[0.5, 1.75, np.nan], [0, 0, 0], [0, 0, 0]], np.float32), "w")
