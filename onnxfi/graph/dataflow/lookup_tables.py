@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ def lookup_tables(graph: onnx.GraphProto) -> tuple[LookupTable, ...]:
     inputs = {text(value.name) for value in graph.input} - stored.keys()
     found = []
     for node in graph.node:
-        if text(node.op_type) not in _LOOKUPS or any(
-            text(a.name) in ("axis", "gather_axis") and a.i for a in node.attribute
-        ):
+        if text(node.op_type) not in _LOOKUPS or integer(node, "axis", 0) or integer(node, "gather_axis", 0):
             continue
         table = _source(text(node.input[0]), makers, _ROWS_KEPT)
         index = _source(text(node.input[1]), makers, _INDEX_KEPT)

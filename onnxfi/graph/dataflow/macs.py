@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import Node
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def _macs(node: Node, rows: Mapping[str, Activation], stored: Mapping[str, Dims]
     dims = None if value is None else stored.get(value.name) or (rows[value.name].dims if value.name in rows else None)
     if dims is None or len(dims) < 2:
         return None
-    said = {a.name: a.i for a in node.proto.attribute}
     if node.op == "ConvTranspose":
         read = node.inputs[0]
         outputs = rows[read.name].target.size if read is not None and read.name in rows else None
@@ -57,6 +57,6 @@ def _macs(node: Node, rows: Mapping[str, Activation], stored: Mapping[str, Dims]
     if "Conv" in node.op:
         each: list[int | str | None] = list(dims[1:])
     else:
-        each = [dims[1] if node.op == "Gemm" and said.get("transB", 0) else dims[-2]]
+        each = [dims[1] if node.op == "Gemm" and integer(node.proto, "transB", 0) else dims[-2]]
     whole = [n for n in each if isinstance(n, int)]
     return None if outputs is None or len(whole) < len(each) else outputs * math.prod(whole)

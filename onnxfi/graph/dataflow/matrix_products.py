@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.dataflow.sample_axis import tensor_dims
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def matrix_product(
     if dims is None or len(dims) < 3:
         return ()
     channels = dims[1]
-    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    groups = integer(node, "group", 1)
     if not isinstance(channels, int) or groups < 1 or channels % groups:
         return ()
-    return (1 - len(dims), int(groups))
+    return (1 - len(dims), groups)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def graph_batch_layout(graph: onnx.GraphProto) -> BatchLayout:
     stored = {text(t.name) for t in graph.initializer}
     shapes = {text(v.name): tensor_dims(v.type) for v in graph.input if text(v.name) not in stored}
     timed = [
-        node.op_type in ("LSTM", "GRU", "RNN") and not any(a.name == "layout" and a.i for a in node.attribute)
+        node.op_type in ("LSTM", "GRU", "RNN") and not integer(node, "layout", 0)
         for node in graph.node
         if node.input and text(node.input[0]) in shapes
     ]

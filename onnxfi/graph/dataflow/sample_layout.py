@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, Dims, SampleAxis, declared_types, tensor_dims
+from onnxfi.graph.model.attributes import integer, integers
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -217,18 +218,15 @@ class _Step:
         name = self._inputs[number] if number < len(self._inputs) else ""
         return self.known[name].place if name in self.known else None
 
-    def _number(self, name: str, default: int) -> int:
-        return next((a.i for a in self.node.attribute if text(a.name) == name), default)
-
     def _picks(self) -> bool:
         """Return True if the node selects rows by their content, so that they may not be the samples in order."""
         op, place = self.node.op_type, self._place()
         if place is None:
             return False
         dims = self.sizes.at(self._inputs[0], written=False) or ()
-        along = self._number("batch_axis" if op == "ReverseSequence" else "axis", -1 if op == "TopK" else 0)
+        along = integer(self.node, "batch_axis" if op == "ReverseSequence" else "axis", -1 if op == "TopK" else 0)
         if op == "ReverseSequence":  # time runs along the other of the first two axes
-            return place.axis == self._number("time_axis", 0)
+            return place.axis == integer(self.node, "time_axis", 0)
         return op in _PICKS or (op in _PICKS_ALONG and along % max(1, len(dims)) == place.axis)
 
     def _broken(self) -> bool:
@@ -274,13 +272,14 @@ class _Step:
 
     def _transposed(self, rank: int) -> SampleAxis | None:
         place = self._place()
-        order = next((list(a.ints) for a in self.node.attribute if text(a.name) == "perm"), [*reversed(range(rank))])
+        order = integers(self.node, "perm", range(rank)[::-1])
         if place is None or place.axis not in order:
             return None
         return SampleAxis(order.index(place.axis), place.outer, place.inner)
 
     def _joined(self, dims: Dims) -> SampleAxis | None:
-        along, parts = self._number("axis", 0) % max(1, len(dims)), [self._place(k) for k in range(len(self._inputs))]
+        along = integer(self.node, "axis", 0) % max(1, len(dims))
+        parts = [self._place(k) for k in range(len(self._inputs))]
         held = [one for one in parts if one is not None]
         if not held or len({(one.axis, one.inner) for one in held}) > 1:
             return None
@@ -319,7 +318,7 @@ class _Step:
         """Return True if a product sums over the axis of the samples."""
         op = self.node.op_type
         if op == "Gemm":
-            return number == 1 or (number == 0 and self._number("transA", 0) != 0)
+            return number == 1 or (number == 0 and integer(self.node, "transA", 0) != 0)
         if op in _PRODUCTS:
             return rank < 2 or place.axis == rank - 1 - number % 2
         return op in ("Conv", "ConvTranspose") and number > 0

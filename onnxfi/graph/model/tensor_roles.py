@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.words import WORDS
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.graph_index import GraphIndex, Node, Value
-from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors
 from onnxfi.graph.model.weight_dataflow import CONVERSIONS, MOST_STEPS, QDQ, TensorRole, WeightDataflow, broadcast_axes
 
@@ -93,10 +93,6 @@ def _kinds(node: Node) -> str:
     return _INPUTS.get(node.op, "")
 
 
-def _attribute(node: Node, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.proto.attribute if text(a.name) == name), default)
-
-
 def _input(node: Node, position: int) -> Value | None:
     return node.inputs[position] if 0 <= position < len(node.inputs) else None
 
@@ -149,7 +145,7 @@ def _assign_linear(flow: WeightDataflow, node: Node) -> None:
                     f"onnxfi.graph.passes.fold_quantize.fold_weight_quantize stores the integers"
                 )
             continue
-        axis, block = _channel_axis(node, k, tensor), _attribute(node, "block_size", 0)
+        axis, block = _channel_axis(node, k, tensor), integer(node.proto, "block_size", 0)
         name = "QDQ" if node.op == "DequantizeLinear" else "QOperator"
         scale, zero_point = flow.stored_input(node, k + 1), flow.stored_input(node, k + 2)
         flow.add_scheme(tensor, _scheme(flow, name, tensor.shape, scale, zero_point, axis, block))
@@ -177,9 +173,9 @@ def _dequantized_table(flow: WeightDataflow, node: Node) -> StoredTensor | None:
 def _channel_axis(node: Node, position: int, tensor: StoredTensor) -> int:
     """Return the axis of a weight's output channels."""
     if node.op == "DequantizeLinear":
-        return _attribute(node, "axis", 1)
+        return integer(node.proto, "axis", 1)
     if node.op == "QGemm":
-        return 0 if _attribute(node, "transB", 0) else 1
+        return 0 if integer(node.proto, "transB", 0) else 1
     return 0 if node.op.startswith("QLinearConv") else len(tensor.shape) - (1 if position else 2)
 
 
@@ -246,7 +242,7 @@ def _assign_lstm(flow: WeightDataflow, node: Node) -> None:
 def _assign_blocks(flow: WeightDataflow, node: Node) -> None:
     """Assign the roles of MatMulNBits: several integers per byte, [N, blocks, block size]; scales [N × blocks]."""
     tensor, scale, zero_point = (flow.stored_input(node, k) for k in (1, 2, 3))
-    bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 0)
+    bits, block = integer(node.proto, "bits", 4), integer(node.proto, "block_size", 0)
     if tensor is None or bits not in (2, 4, 8) or len(tensor.shape) != 3 or tensor.word.name != "uint8":
         return
     rows, blocks, size = tensor.shape
@@ -274,7 +270,7 @@ def _ids(tensor: StoredTensor | None) -> tuple[str, ...]:
 def _assign_gather_blocks(flow: WeightDataflow, node: Node) -> None:
     tensor, scale, zero_point = (flow.stored_input(node, k) for k in (0, 2, 3))
     if tensor is not None:
-        axis, block = _attribute(node, "quantize_axis", 1), _attribute(node, "block_size", 128)
+        axis, block = integer(node.proto, "quantize_axis", 1), integer(node.proto, "block_size", 128)
         flow.add_scheme(tensor, _scheme(flow, node.op, tensor.shape, scale, zero_point, axis, block))
 
 

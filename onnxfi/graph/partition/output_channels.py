@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.partition.subgraph import PartitionGraph
 
 if TYPE_CHECKING:
@@ -101,11 +102,6 @@ def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
 def _only_user(net: PartitionGraph, name: str) -> int | None:
     users = net.users.get(name, ())
     return users[0] if len(users) == 1 and name not in net.outputs else None
-
-
-def integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    """Return an attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def _channels_of(net: PartitionGraph, node: onnx.NodeProto) -> OutputChannels | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import subgraphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
@@ -125,12 +126,11 @@ def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.Tens
     import onnx
 
     x, scale = (np.asarray(onnx.numpy_helper.to_array(v), np.float32) for v in values[:2])
-    numbers = {a.name: int(a.i) for a in node.attribute if a.HasField("i")}
-    word = _quantised_format(node, numbers, values)
+    word = _quantised_format(node, values)
     zero: Any = 0
     if len(values) > 2:
         zero = np.asarray(onnx.numpy_helper.to_array(values[2])).astype(np.float32)
-    axis, block = numbers.get("axis", 1), numbers.get("block_size", 0)
+    axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
     scale, zero = (_broadcast(np.asarray(a, np.float32), x.shape, axis, block) for a in (scale, zero))
     with np.errstate(all="ignore"):
         words = word.words(np.rint(x / scale).astype(np.float64) + zero)
@@ -145,9 +145,9 @@ def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.Tens
     return tensor
 
 
-def _quantised_format(node: onnx.NodeProto, numbers: dict[str, int], values: list[onnx.TensorProto]) -> Word:
+def _quantised_format(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> Word:
     """Return the output format of a QuantizeLinear."""
-    number = values[2].data_type if len(values) > 2 else numbers.get("output_dtype", 0)
+    number = values[2].data_type if len(values) > 2 else integer(node, "output_dtype", 0)
     word = DATA_TYPES[number] if number else WORDS["uint8"]
     if word.is_float:
         raise ModelError(f"{node.output[0]!r} is quantised to {word.name}; only integers are folded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import captured_names, defined_names, subgraphs
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder
@@ -144,7 +145,7 @@ def add_loop_state(
 
     inside: Any = body
     scans = node.op_type == "Scan"
-    scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs") if scans else 0
+    scanned = integer(node, "num_scan_inputs") if scans else 0
     # A Loop takes a trip count and a condition first; its body an iteration and a condition, and returns a condition.
     states, before = len(body.input) - scanned - (0 if scans else 2), 0 if scans else 2
     start, now = (names.new(f"onnxfi.{n}") for n in ("start", "step"))

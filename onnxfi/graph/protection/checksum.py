@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import activations
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
@@ -112,11 +113,10 @@ def unchecked_reason(stored: Mapping[str, onnx.TensorProto], node: onnx.NodeProt
     weights = [stored.get(name) for name in node.input[1:3] if name]
     if not weights or any(tensor is None for tensor in weights):
         return "its weights or bias are computed"
-    numbers = {a.name: a.i for a in node.attribute}
-    if node.op_type == "Gemm" and numbers.get("transA", 0):
+    if node.op_type == "Gemm" and integer(node, "transA", 0):
         return "its input is transposed"
     first, *bias = (list(tensor.dims) for tensor in weights if tensor is not None)
-    channels = first[0] if node.op_type == "Conv" or numbers.get("transB", 0) else first[-1]
+    channels = first[0] if node.op_type == "Conv" or integer(node, "transB", 0) else first[-1]
     if node.op_type == "MatMul" and len(first) != 2:
         return "its weights are no matrix"
     return "its bias is not one number per channel" if bias and bias[0] != [channels] else ""
@@ -136,7 +136,7 @@ def _unlike(g: NodeBuilder, node: onnx.NodeProto, layer: Layer, arrays: list[Num
     wide = "float64" if layer.dtype == "float64" else "float32"
     weight, bias = arrays[0], arrays[1] if len(arrays) > 1 else np.zeros(0)
     x, y = (name if layer.dtype == wide else g.cast(name, wide) for name in (node.input[0], layer.name))
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    groups = integer(node, "group", 1)
     products, channels = _sizes(node, weight)
     check = _checks(g, node, x, weight, bias, wide)
     if groups > 1:
@@ -159,24 +159,24 @@ def _unlike(g: NodeBuilder, node: onnx.NodeProto, layer: Layer, arrays: list[Num
 
 def _sizes(node: onnx.NodeProto, weight: Numbers) -> tuple[int, int]:
     """Return the products in each result, and the channels of results."""
-    transposed = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+    transposed = node.op_type == "Conv" or integer(node, "transB", 0)
     sums = weight.shape[0] if transposed else weight.shape[-1]
     return weight.size // sums, sums
 
 
 def _checks(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias: Numbers, wide: str) -> str:
     """Append the layer with weights summed over its channels, of a convolution over those of each group."""
-    said: dict[str, Any] = {a.name: a for a in node.attribute}
     if node.op_type == "Conv":
-        groups = said["group"].i if "group" in said else 1
+        groups = integer(node, "group", 1)
         summed, biases = weight.reshape(groups, -1, *weight.shape[1:]).sum(axis=1), bias.reshape(groups, -1).sum(axis=1)
         made = g.add("Conv", x, g.constant(summed, wide), *([g.constant(biases, wide)] if bias.size else []))
         g.nodes[-1].attribute.extend(node.attribute)
         return made
     if node.op_type == "MatMul":
         return g.add("MatMul", x, g.constant(weight.sum(axis=-1, keepdims=True), wide))
-    rows = weight.T if "transB" in said and said["transB"].i else weight
-    alpha, beta = (said[name].f if name in said else 1.0 for name in ("alpha", "beta"))
+    rows = weight.T if integer(node, "transB", 0) else weight
+    factors = {a.name: a.f for a in node.attribute}
+    alpha, beta = (factors.get(name, 1.0) for name in ("alpha", "beta"))
     made = g.add("MatMul", x, g.constant(alpha * rows.sum(axis=1, keepdims=True), wide))
     return g.add("Add", made, g.constant(beta * bias.sum(), wide)) if bias.size else made
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison
 
@@ -155,7 +156,7 @@ def carried_membranes(
     body = pattern.graph
     skip = 0
     if loop.op_type == "Scan":
-        scanned = next(a.i for a in loop.attribute if a.name == "num_scan_inputs")
+        scanned = integer(loop, "num_scan_inputs")
         states = [text(v.name) for v in body.input[: len(body.input) - scanned]]
     else:
         states, skip = [text(v.name) for v in body.input[2:]], 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.protobuf_scan import text
 
@@ -162,7 +163,7 @@ class PatternGraph:
         """Return the node that makes 0 or 1 of a truth value, and its output."""
         for use in self.users.get(truth, []):
             node = self.graph.node[use.node]
-            if node.op_type == "Cast" and any(a.name == "to" and a.i in (1, 10, 11, 16) for a in node.attribute):
+            if node.op_type == "Cast" and integer(node, "to", 0) in (1, 10, 11, 16):
                 return use.node, text(node.output[0])
             choices = [self.constant(text(n)) for n in node.input[1:]] if node.op_type == "Where" else []
             if use.input == 0 and choices and all(c is not None and np.isin(c, (0, 1)).all() for c in choices):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxfi.graph.model.attributes import integer, integers
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.pattern_graph import PatternGraph
@@ -43,10 +44,9 @@ def trips_of(loop: onnx.NodeProto, pattern: PatternGraph, proto: onnx.ModelProto
 
 def scan_inputs(scan: onnx.NodeProto) -> list[tuple[str, int]]:
     """Return the tensors that a Scan iterates over, and their axes."""
-    kept = {a.name: a for a in scan.attribute}
-    number = kept["num_scan_inputs"].i
-    axes = list(kept["scan_input_axes"].ints) if "scan_input_axes" in kept else [0] * number
-    return list(zip(map(text, scan.input[len(scan.input) - number :]), axes, strict=False))
+    number = integer(scan, "num_scan_inputs")
+    names = [text(name) for name in scan.input[len(scan.input) - number :]]
+    return list(zip(names, integers(scan, "scan_input_axes", [0] * len(names)), strict=False))
 
 
 def time_axes(proto: onnx.ModelProto, steps: Set[int], loops: Set[str]) -> tuple[TimeAxis, ...]:
@@ -78,7 +78,7 @@ def time_axes(proto: onnx.ModelProto, steps: Set[int], loops: Set[str]) -> tuple
             and len(made) in steps
             and all(k is not None and proto.graph.node[k].op_type == "Unsqueeze" for k in made)
         ):
-            add(text(node.output[0]), next(a.i for a in node.attribute if a.name == "axis"))
+            add(text(node.output[0]), integer(node, "axis"))
     return tuple(found.values())
 
 
@@ -87,7 +87,7 @@ def _split_inputs(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, in
     slices: dict[tuple[str, int], set[int]] = {}
     for node in pattern.graph.node:
         name = text(node.input[0]) if node.input else ""
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        axis = integer(node, "axis", 0)
         if name not in inputs:
             continue
         if node.op_type == "Gather":
@@ -105,8 +105,7 @@ def _split_inputs(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, in
 
 def _scan_outputs(scan: onnx.NodeProto) -> list[tuple[str, int]]:
     """Return the outputs of a Scan with one slice per step, and their axes."""
-    kept = {a.name: a for a in scan.attribute}
-    states = len(scan.input) - kept["num_scan_inputs"].i
+    states = len(scan.input) - integer(scan, "num_scan_inputs")
     names = [text(name) for name in scan.output[states:]]
-    axes = list(kept["scan_output_axes"].ints) if "scan_output_axes" in kept else [0] * len(names)
+    axes = integers(scan, "scan_output_axes", [0] * len(names))
     return [(name, int(np.int64(axis))) for name, axis in zip(names, axes, strict=True) if name]

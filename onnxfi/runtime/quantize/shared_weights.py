@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import all_graphs, defined_names, subgraphs
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class _Use:
     def transposed(self) -> bool:
         """True if a Gemm reads the tensor as its transposed second operand."""
         node = self.node
-        return node is not None and node.op_type == "Gemm" and self.place == 1 and _flag(node, "transB")
+        return node is not None and node.op_type == "Gemm" and self.place == 1 and integer(node, "transB", 0) != 0
 
 
 def transpose_once(model: onnx.ModelProto) -> bool:
@@ -125,10 +126,6 @@ def _uses(graph: onnx.GraphProto, outer: dict[str, tuple[onnx.GraphProto, onnx.T
     for place, value in enumerate(graph.output):
         if (stored := scope.get(value.name)) is not None:
             yield _Use(*stored, None, place)
-
-
-def _flag(node: onnx.NodeProto, name: str) -> bool:
-    return any(a.name == name and a.i for a in node.attribute)
 
 
 def _copy(
