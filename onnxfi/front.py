@@ -95,6 +95,10 @@ def run(
     ------
     InputError
         For a model, data or fields that do not fit, with the remedy.
+    StoreError
+        For a store of another campaign, unless `fresh`.
+    CampaignError
+        If the golden run is not deterministic, or a canary fault stays masked.
     KeyboardInterrupt
         Where it was interrupted and is no notebook, or no trial has finished; a `store` that was given keeps them.
 

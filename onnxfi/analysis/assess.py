@@ -132,39 +132,10 @@ def assess(
 ) -> Assessment:
     """Assess in a given time what breaks a network under bit flips in its weights, where, and how sure that is.
 
-    Parameters
-    ----------
-    model : str or Path
-        The ONNX file.
-    data : str or Path, optional
-        Labelled data; synthetic inputs without.
-    time_s : float
-        Seconds that it takes.
-    environment : Environment, optional
-        Memories, rates and mission, from which FIT is computed.
-    out : str or Path, optional
-        Folder of the stores; by default MODEL-stem.assess. Those of an earlier assessment are extended.
-    workers : int
-        Processes that run trials, as in `run`.
-    began : float, optional
-        Monotonic time from which `time_s` counts; by default that of the call.
-    on_phase : callable, optional
-        Called with a line on what begins.
-    on_found : callable, optional
-        Called with what there is after a quarter of the time, and with all at the end; it may write a page. What the
-        first call takes is kept free for the second, so that this is part of the time, too.
-    **fields
-        Further fields of a campaign, as `samples`, `include` or `provider`.
-
-    Returns
-    -------
-    Assessment
-        Verdict, census, reports and FIT.
-
-    Raises
-    ------
-    InputError
-        For a time in which no trial can begin, with the least that would do, and as `run`.
+    `onnxfi.assess` describes arguments and errors; here model and data are files, and the time counts from `began`
+    (monotonic; by default from the call). `on_found` is called with what there is after a quarter of the time, and with
+    all at the end; it may write a page. What the first call takes is kept free for the second, so that this is part of
+    the time, too.
 
     Examples
     --------

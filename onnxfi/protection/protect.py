@@ -90,37 +90,7 @@ def protect(
 ) -> Protected:
     """Write a model with protections in its graph, in plain ONNX operators.
 
-    Parameters
-    ----------
-    model : str, Path, bytes, onnx.ModelProto or Model
-        The unprotected model.
-    protections : str, Protection, or a sequence of them
-        What ``--with`` takes: ``NAME[:key=value,…]``.
-    out : str or Path
-        The file to write.
-    selector : Selector, optional
-        The activations, layers or weights to protect (`include`, `exclude`, `op`); each protection has its default.
-    data : Data, or all that `open_data` takes, optional
-        Calibration data, which must not be what the model is scored on.
-    engine : Engine, optional
-        The engine that runs the model; ONNX Runtime on the CPU by default.
-    batch : int
-        Samples that run together.
-    opset : int, optional
-        Raise the model's opset first.
-    plan : ProtectionPlan, optional
-        What is protected instead of `protections` and `selector`; from `load_protection_plan`.
-
-    Returns
-    -------
-    Protected
-        What was written, and how fault-free outputs compare with the original's.
-
-    Raises
-    ------
-    InputError
-        If a protection is unknown, given twice, or finds nothing to protect, or the model is protected already;
-        nothing is written then.
+    `onnxfi.protect` describes arguments and errors; here the engine is open, and samples run `batch` at a time.
 
     Examples
     --------

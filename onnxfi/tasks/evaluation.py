@@ -94,45 +94,8 @@ def evaluate(
 ) -> Evaluation:
     """Run a model over data, alone or against the evaluation of its fault-free version.
 
-    Parameters
-    ----------
-    model : str, Path, bytes, onnx.ModelProto or Model
-        The ONNX model.
-    data : Data, or all that `open_data` takes
-        The samples and their labels: a path, arrays, a dataset, or None for synthetic inputs.
-    golden : Evaluation, optional
-        The fault-free evaluation to compare with.
-    engine : Engine, optional
-        The engine that runs the model; ONNX Runtime by default.
-    batch : int
-        The number of samples that run together.
-    output : str, optional
-        The scored output.
-    time_axis : int, optional
-        The axis of the output along which spikes are counted.
-    task : str
-        The task, as ``--task`` takes it.
-    metric : sequence of str
-        Further metrics as ``module:name``, or the names of installed ones.
-    progress : callable, optional
-        Called with the number of samples done and of all.
-
-    Returns
-    -------
-    Evaluation
-        The metrics with their conditions, and the scored output of all samples.
-
-    Raises
-    ------
-    DataError
-        If labels, outputs and task do not fit.
-    EngineError
-        If the runtime refuses the model.
-
-    Notes
-    -----
-    Class scores ([N, C] with C of 2 or more) with labels give top-1 and top-5, and SDC-1 against a golden evaluation;
-    any other output gives its deviation from the golden one. A model with a fixed batch size runs in such batches.
+    `onnxfi.evaluate` describes the arguments; here they are values: an engine, data that may be open, the names of the
+    scored `output`, `task` and `metric`, and the `time_axis` along which spikes are counted.
 
     Examples
     --------

@@ -173,28 +173,7 @@ def check(
 ) -> Checked:
     """Run the campaign of a budget on a model, and compare the measurements with each limit.
 
-    Parameters
-    ----------
-    model : str or Path
-        The ONNX model.
-    budget : Budget
-        The campaign and the limits, from `load_budget`.
-    baseline : str or Path, optional
-        A store, or the JSON of a check, for limits on changes.
-    store : str or Path, optional
-        The store of the trials, where a check whose time ran out goes on; a temporary one by default.
-    workers : int
-        Worker processes, as in `run`.
-
-    Returns
-    -------
-    Checked
-        The verdict, and a finding for each limit.
-
-    Raises
-    ------
-    InputError
-        For limits that the model or its data cannot give, and for a baseline of another campaign, data set or network.
+    `onnxfi.check` describes arguments and errors; here the model is a file, and the budget comes from `load_budget`.
 
     Examples
     --------

@@ -141,30 +141,8 @@ def compare(
 ) -> Comparison:
     """Run the sweep of a campaign on several versions of a network, each against its own golden run.
 
-    Parameters
-    ----------
-    models : sequence of str
-        Two ONNX models or more.
-    campaign : Campaign
-        The sweep (`ber`); its model is replaced by each of `models`.
-    stores : str or Path
-        The folder of the stores, one for each model.
-    workers : int
-        Worker processes, as in `run`.
-    on_start : callable, optional
-        Called with each running campaign before its trials.
-
-    Returns
-    -------
-    Comparison
-        The versions with their reports, on the same samples.
-
-    Raises
-    ------
-    SpecError
-        For a campaign that is not a sweep, or two models of one name.
-    DataError
-        For models that ran on different numbers of samples.
+    `onnxfi.compare` describes arguments and errors; here models are files, and the sweep is a campaign whose model is
+    replaced by each of them.
 
     Examples
     --------

@@ -124,51 +124,11 @@ def run(
     """Run a campaign; its results are written to a store, and returned one by one.
 
     An existing store of the same campaign is resumed, or extended if the campaign has more trials or other rates.
-
-    Parameters
-    ----------
-    campaign : Campaign
-        The campaign.
-    store : str or Path, optional
-        The file of results; by default MODEL.onnxfi.db in the current folder.
-    workers : int
-        Worker processes (threads of processes for large models). With 0 the trials run in this process, and a fault
-        that crashes the runtime ends it.
-    strata : collection of int, optional
-        Numbers, from 0, of the strata whose trials are run; by default all.
-    shard : tuple of (int, int), optional
-        `(i, n)` runs every n-th trial, from the i-th on.
-    fresh : bool
-        Start again; an existing store is moved to STORE.old.
-    kept_bytes : int
-        Golden values and sessions that each process keeps, in bytes. Values beyond that are computed again.
-    executor : callable or Cluster, optional
-        Returns a `concurrent.futures.Executor` that runs the trials, or is a Dask cluster.
-    timeout_s : float, optional
-        Seconds after which a trial in a worker process counts as hung; by default 10 s and 20 golden runs.
-    worker_memory_bytes : int, optional
-        Memory above which a trial in a worker process is ended; by default three quarters of the machine's. Linux only.
-        Both limits are kept in the store.
-    golden : callable, optional
-        Returns the golden run and its time in seconds, to take them from a cache.
-    progress : callable, optional
-        Called with the number of trials planned so far, and their total.
-    spare : SpareProcess, optional
-        A worker process that was started already; the first pool takes it.
-
-    Returns
-    -------
-    Running
-        The running campaign; iterate over it for the results.
-
-    Raises
-    ------
-    InputError
-        For a limit that the golden run itself exceeds, or that cannot be enforced.
-    StoreError
-        For a store of another campaign, unless `fresh`.
-    CampaignError
-        If the golden run is not deterministic, or a canary fault stays masked.
+    `onnxfi.run` describes arguments and errors. Beside these, `strata` are the numbers, from 0, of the strata whose
+    trials are run, by default all; `golden` returns the golden run and its time in seconds, to take them from a cache;
+    `progress` is called with the number of trials planned so far, and their total; `spare` is a worker process that was
+    started already, which the first pool takes. CampaignError if the golden run is not deterministic, or a canary
+    fault stays masked.
 
     Examples
     --------
@@ -383,22 +343,8 @@ def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Resu
 def plan(campaign: Campaign) -> tuple[Plan, float | None]:
     """Plan the trials of a campaign without running them.
 
-    Parameters
-    ----------
-    campaign : Campaign
-        The campaign.
-
-    Returns
-    -------
-    plan : Plan
-        The trials; its length is their number.
-    golden_s : float or None
-        Time of the golden run in seconds, if the campaign names data.
-
-    Raises
-    ------
-    SpecError
-        For a design that the model cannot have.
+    Returns the trials, whose number is their length, and the time of the golden run in seconds if there is data.
+    SpecError for a design that the model cannot have.
 
     Examples
     --------

@@ -114,28 +114,7 @@ class Quantised:
 def quantize(model: ModelLike, recipe: Recipe | str, out: str | Path, *, data: Any = None) -> Quantised:
     """Quantise a float32 model and write it to `out`; inputs and outputs keep their names and types.
 
-    Parameters
-    ----------
-    model : str, Path, bytes, onnx.ModelProto or Model
-        The float32 model.
-    recipe : Recipe or str
-        The mode and its settings; a mode alone as text.
-    out : str or Path
-        The file to write.
-    data : Data, or all that `open_data` takes, optional
-        Data that a static recipe is calibrated on.
-
-    Returns
-    -------
-    Quantised
-        The file, and how far weights and outputs are from those of the float model.
-
-    Raises
-    ------
-    InputError
-        If recipe, model and data do not go together. Nothing is written.
-    EngineError
-        If ONNX Runtime refuses the quantised model. Nothing is written.
+    `onnxfi.quantize` describes arguments and errors; here the settings are those of the recipe.
 
     Examples
     --------
