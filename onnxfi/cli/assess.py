@@ -155,7 +155,7 @@ def _print_worst(found: Assessment) -> None:
         return
     metrics = harm_metrics(found.ranking.task)
     rows = []
-    for harm in harmful(found.ranking.store, _WORST):
+    for harm in harmful(found.ranking, _WORST):
         first = harm.rows[0] if harm.rows else {}
         site = f"{first['target']}[{first['index']}]:{','.join(map(str, first['bits']))}" if first else "-"
         value = harm.values[0] if harm.values else None

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store
@@ -73,14 +75,14 @@ def lost_answers(found: CampaignRates) -> dict[str, Interval]:
     silent, due = silent_metric(found.task), found.task.metric("due_samples")
     if found.look is not None and found.look.method != "simple":
         return {}
-    values: dict[int, list[float]] = {}
-    with Store.open(found.store, checked=True) as opened:
-        for row in opened.rows():
-            both = [m.value(row.outcome, row.metrics) for m in (silent, due)]
-            values.setdefault(row.stratum, []).append(min(math.fsum(v or 0.0 for v in both), 1.0))
+    trials = found.trials
+    both = np.minimum(np.nan_to_num(trials.of(silent.name)) + np.nan_to_num(trials.of(due.name)), 1.0)
+    values = trials.by_stratum(both)
     single = bool(found.by_layer)
-    strata = {s["stratum"]: Stratum.of(values.get(s["stratum"], []), s["population"] if single else None)
-              for s in found.strata}  # fmt: skip
+    strata = {
+        s["stratum"]: Stratum.of(values.get(s["stratum"], ()), s["population"] if single else None)
+        for s in found.strata
+    }
     if single:
         return {"all": stratified_interval(list(strata.values()), found.confidence)}
     by_rate: dict[str, Interval] = {}
@@ -274,22 +276,24 @@ def harm_shares(found: CampaignRates, by: str) -> list[tuple[str, float]]:
     trial did harm, or a trial lies in no one layer.
     """
     metric = found.task.metric(found.task.headline)
+    values, strata = found.trials.of(metric.name), {s["stratum"]: s for s in found.strata}
+    here = ~np.isnan(values)
+    place, cells = found.trials.cells()
     sums: dict[tuple[int, str], float] = {}
     counts: dict[int, int] = {}
-    strata = {s["stratum"]: s for s in found.strata}
-    with Store.open(found.store, checked=True) as opened:
-        for row in opened.rows():
-            value, one = metric.value(row.outcome, row.metrics), strata[row.stratum]
-            if value is None:
-                continue
-            counts[row.stratum] = counts.get(row.stratum, 0) + 1
-            place = _place(one, row.layer, row.bit, by)
-            if place is None:
-                return []
-            sums[row.stratum, place] = sums.get((row.stratum, place), 0.0) + max(value, 0.0)
+    harms = np.bincount(place[here], np.maximum(values[here], 0.0), len(cells)).tolist()
+    for (stratum, layer, bit), n, done in zip(
+        cells, np.bincount(place[here], minlength=len(cells)).tolist(), harms, strict=True
+    ):
+        if not n:
+            continue
+        if (key := _place(strata[stratum], layer, bit, by)) is None:
+            return []
+        counts[stratum] = counts.get(stratum, 0) + n
+        sums[stratum, key] = sums.get((stratum, key), 0.0) + done
     harm: dict[str, float] = {}
-    for (stratum, place), total in sums.items():
-        harm[place] = harm.get(place, 0.0) + total / counts[stratum] * strata[stratum]["population"]
+    for (stratum, key), total in sums.items():
+        harm[key] = harm.get(key, 0.0) + total / counts[stratum] * strata[stratum]["population"]
     total = math.fsum(harm.values())
     return sorted(((key, one / total) for key, one in harm.items()), key=lambda row: -row[1]) if total > 0 else []
 

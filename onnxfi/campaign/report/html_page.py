@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from onnxfi.campaign.execute.trial_answers import changed_answers
 from onnxfi.campaign.report.curves import Figure, needs, plain
@@ -27,6 +27,7 @@ from onnxfi.campaign.report.page_data import (
     MOST_TRIALS,
     HarmfulTrial,
     campaign_data,
+    does_harm,
     harm_metrics,
     largest_faults,
     layer_rows,
@@ -38,8 +39,8 @@ from onnxfi.campaign.report.page_data import (
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import comparison_rows, rate_name, report_labels, swept_over
 from onnxfi.campaign.report.validity_notes import notes, protection_notes, too_few
-from onnxfi.campaign.results.rows import Row
-from onnxfi.campaign.results.store import Store, declared_task, digest_of
+from onnxfi.campaign.results.store import Store, digest_of
+from onnxfi.campaign.results.trial_columns import trial_faults
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import MAX_LINES
@@ -76,7 +77,7 @@ class PageHead:
     labels: tuple[str, ...] = ()
 
 
-def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
+def harmful(found: CampaignRates, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
     """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
     Trials without harm are left out, and those of so many faults that they are kept as a recipe, which names none.
@@ -87,43 +88,42 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[HarmfulTrial]:
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     results = list(run(campaign, folder + "/store.db"))
-    ...     [(harm.outcome, harm.rows[0]["bits"]) for harm in harmful(folder + "/store.db")]
+    ...     found = harmful(CampaignRates.read(folder + "/store.db"))
+    >>> [(harm.outcome, harm.rows[0]["bits"]) for harm in found]
     [('sdc', [30]), ('sdc', [30])]
     """
-    with Store.open(store) as opened:
-        rates = {s["stratum"]: s["ber"] for s in opened.strata()}
-        task = declared_task(opened)
-        shown = harm_metrics(task)
-        rows = (row for row in opened.rows() if 0 < row.faults <= MAX_LINES and _does_harm(row, shown[0]))
-        worst = heapq.nsmallest(most, rows, partial(order_of_harm, task))
-        found = (
-            HarmfulTrial(
-                row.trial, rates.get(row.stratum), row.outcome, row.cause,
-                tuple(metric.value(row.outcome, row.metrics) for metric in shown), row.faults,
-                largest_faults(opened.lines(row.trial), opened.words(row.trial)),
-            )
-            for row in worst
-        )  # fmt: skip
-        return [harm for harm in found if harm.rows]
-
-
-def _does_harm(row: Row, metric: Metric) -> bool:
-    """Return whether a trial is DUE, or changed an answer as far as the first of the metrics says it."""
-    return row.outcome == OUTCOMES[2] or (row.outcome == OUTCOMES[1] and metric.value(row.outcome, row.metrics) != 0.0)
+    trials, rates = found.trials, {s["stratum"]: s["ber"] for s in found.strata}
+    order = order_of_harm(found)
+    counts = does_harm(found) & (trials.faults > 0) & (trials.faults <= MAX_LINES)
+    worst = order[counts[order]][:most]
+    numbers = trials.trial[worst].tolist()
+    values = [trials.of(metric.name)[worst].tolist() for metric in harm_metrics(found.task)]
+    with Store.open(found.store, checked=True) as opened:
+        details = list(trial_faults(opened, numbers, set(numbers)))
+    rows = (
+        HarmfulTrial(
+            trial, rates.get(stratum), OUTCOMES[outcome], one.cause,
+            tuple(None if math.isnan(value) else value for value in measured), faults,
+            largest_faults(one.lines, one.words),
+        )
+        for trial, stratum, outcome, faults, measured, one in zip(
+            numbers, *(part[worst].tolist() for part in (trials.stratum, trials.outcome, trials.faults)),
+            zip(*values, strict=True), details, strict=True,
+        )
+    )  # fmt: skip
+    return [harm for harm in rows if harm.rows]
 
 
 def worst_trials(found: CampaignRates, most: int) -> list[int]:
     """Return the trials that changed most answers silently, the worst first."""
-    with Store.open(found.store, checked=True) as opened:
-        rows = (row for row in opened.rows() if row.outcome == OUTCOMES[1])
-        return [row.trial for row in heapq.nsmallest(most, rows, partial(order_of_harm, found.task))]
+    order = order_of_harm(found)
+    silent = found.trials.outcome[order] == OUTCOMES.index("sdc")
+    return list(map(int, found.trials.trial[order[silent][:most]]))
 
 
-def recipes(store: str | Path) -> int:
+def recipes(found: CampaignRates) -> int:
     """Return how many trials that changed an answer have so many faults that they are kept as a recipe."""
-    with Store.open(store) as opened:
-        metric = harm_metrics(declared_task(opened))[0]
-        return sum(row.faults > MAX_LINES and _does_harm(row, metric) for row in opened.rows())
+    return int(np.count_nonzero(does_harm(found) & (found.trials.faults > MAX_LINES)))
 
 
 def write_page(
@@ -182,10 +182,12 @@ def page(
             campaign_data(one, labels[k], most // len(found), again[k] if again else None)
             for k, one in enumerate(found)
         ]
-        text = frame.from_string(body).render(**values, data=base64.b64encode(packed(data)).decode())
-        if len(text.encode()) <= MOST_BYTES or most < len(found):
+        held = base64.b64encode(packed(data)).decode()
+        text = frame.from_string(body).render(**values, data=held)
+        if (above := len(text.encode()) - MOST_BYTES) <= 0 or most < len(found):
             return text
-        most //= 2
+        listed = max(len(one["trials"]["columns"]["trial"]) for one in data) * len(found)
+        most = min(int(listed * max(0.95 * (len(held) - above) / len(held), 0.0)), most // 2 + most // 4)
 
 
 def _part(name: str) -> str:
@@ -236,7 +238,7 @@ def _shown(one: CampaignRates, label: str, elements: Sequence[str] = ()) -> dict
         "tiles": [(m, one.everything.rate(m.name)) for m in tiles] if len(one.by_rate) < 2 else [],
         "label": label, "report": one, "model": model_name(one), "design": design(one),
         "verdict": list(verdict(one)), "cautions": list(filter(None, (too_few(one),))),
-        "harmful": harmful(one.store), "recipes": recipes(one.store),
+        "harmful": harmful(one), "recipes": recipes(one),
         "command": command_of(spec, one.store.name), "over": swept_over(one), "measured": measured(one)[0],
         "silent": silent_metric(task), "any_bit": any_bit(one), **_network(one),
         "figures": element_figures([one], elements),

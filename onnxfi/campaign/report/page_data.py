@@ -11,16 +11,17 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.trial_answers import ChangedAnswer
 from onnxfi.campaign.report.findings import lost_answers, measured, shares, short, silent_metric
 from onnxfi.campaign.report.rates import CampaignRates, Fold
-from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.results.trial_columns import trial_faults
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
@@ -54,13 +55,19 @@ def harm_metrics(task: Task) -> tuple[Metric, ...]:
     return tuple(m for m in (task.metric(task.headline), task.accuracy) if m is not None)
 
 
-def order_of_harm(task: Task, row: Row) -> tuple[float, float, float, int]:
-    """Return the order of trials, worst first: by the headline, by samples that are DUE, by how few are right."""
-    headline, lost = (
-        task.metric(name).value(row.outcome, row.metrics) or 0.0 for name in (task.headline, "due_samples")
-    )
-    right = 1.0 if task.accuracy is None else task.accuracy.value(row.outcome, row.metrics)
-    return -headline, -lost, 1.0 if right is None else right, row.trial
+def order_of_harm(found: CampaignRates) -> NDArray[np.int64]:
+    """Return the places of all trials, worst first: by the headline, by samples that are DUE, by how few are right."""
+    trials, task = found.trials, found.task
+    headline, lost = (np.nan_to_num(trials.of(name)) for name in (task.headline, "due_samples"))
+    right = np.ones(len(trials.trial)) if task.accuracy is None else np.nan_to_num(trials.of(task.accuracy.name), nan=1)
+    return np.lexsort((trials.trial, right, -lost, -headline))
+
+
+def does_harm(found: CampaignRates) -> NDArray[np.bool_]:
+    """Return which trials are DUE, or changed an answer as far as the headline says it ([N])."""
+    trials = found.trials
+    changed = (trials.outcome == OUTCOMES.index("sdc")) & (trials.of(found.task.headline) != 0)
+    return np.asarray((trials.outcome == OUTCOMES.index("due")) | changed)
 
 
 def largest_faults(lines: str, words: Sequence[Mapping[str, Any]] = ()) -> tuple[dict[str, Any], ...]:
@@ -117,7 +124,7 @@ def campaign_data(
     place = {name: k for k, name in enumerate(_sites(found))}
     with Store.open(found.store, checked=True) as opened:
         cells = list(_cells(opened, found, place))
-        trials = _trials(opened, found, place, most, answers or {})
+        trials = _trials(opened, found, place, order_of_harm(found)[:most], answers or {})
     metric, golden = measured(found)
     return {
         "label": printable(label),
@@ -197,57 +204,52 @@ def _stacked(found: CampaignRates) -> Iterator[dict[str, Any]]:
 
 def _cells(store: Store, found: CampaignRates, place: dict[str, int]) -> Iterator[list[Any]]:
     """Yield layer, bit, trials, outcomes and rate of each bit of a layer; all its sites are drawn alike."""
-    metric = painted_metric(found.task)
     sites = {(layer, bit): n for layer, bit, n in store.get("cells") or ()}
-    sums: dict[tuple[str, int], list[float]] = {}
-    counts: dict[tuple[str, int], list[int]] = {}
-    for row in store.rows():
-        if row.layer is not None and row.bit is not None and (row.layer, row.bit) in sites:
-            key = row.layer, row.bit
-            counts.setdefault(key, [0, 0, 0])[OUTCOMES.index(row.outcome)] += 1
-            if (value := metric.value(row.outcome, row.metrics)) is not None:
-                sums.setdefault(key, []).append(value)
-    for key, outcomes in sorted(counts.items()):
-        rate = None
-        if key in sums:
-            stratum = Stratum.of(sums[key], max(sites[key], len(sums[key])))
-            rate = stratified_interval([stratum], found.confidence)
-        yield [place[key[0]], key[1], sum(outcomes), outcomes, _ends(rate)]
+    trials, sums = found.trials, dict[tuple[str, int], NDArray[np.float64]]()
+    values = trials.of(painted_metric(found.task).name)
+    of, cells = trials.cells()
+    x = np.nan_to_num(values)
+    parts = [np.bincount(of, trials.outcome == k, len(cells)) for k in range(len(OUTCOMES))]
+    parts += [np.bincount(of, one, len(cells)) for one in (~np.isnan(values), x, x * x)]
+    for (_, layer, bit), part in zip(cells, np.stack(parts, axis=1), strict=True):
+        if layer is not None and bit is not None and (layer, bit) in sites:
+            sums[layer, bit] = sums.get((layer, bit), 0.0) + part
+    for (layer, bit), total in sorted(sums.items()):
+        outcomes, n = total[:3].astype(int).tolist(), int(total[3])
+        stratum = Stratum(max(sites[layer, bit], n), n, *total[4:].tolist())
+        rate = stratified_interval([stratum], found.confidence) if n else None
+        yield [place[layer], bit, sum(outcomes), outcomes, _ends(rate)]
 
 
 # Trials
 
 
 def _trials(
-    store: Store, found: CampaignRates, place: dict[str, int], most: int, answers: Mapping[int, Sequence[ChangedAnswer]]
+    store: Store,
+    found: CampaignRates,
+    place: dict[str, int],
+    ranked: NDArray[np.int64],
+    answers: Mapping[int, Sequence[ChangedAnswer]],
 ) -> dict[str, Any]:
-    """Return the trials as columns, those that did most harm first, with their faults."""
-    task, rates = found.task, {s["stratum"]: s["ber"] for s in found.strata}
-    shown, samples = harm_metrics(task), found.golden["samples"]
-    rows = heapq.nsmallest(most, store.rows(), partial(order_of_harm, task))
-    texts = _Texts()
+    """Return the trials at these places as columns, with their faults."""
+    shown, samples, held, texts = harm_metrics(found.task), found.golden["samples"], found.trials, _Texts()
+    rates = {s["stratum"]: None if s["ber"] is None else f"{s['ber']:g}" for s in found.strata}
+    layers = [place.get(name) for name in held.layers] + [None]
+    trials, faults = held.trial[ranked].tolist(), held.faults[ranked]
+    listed = (faults == 1) | (np.cumsum(faults > 1) <= _MOST_LISTED)
+    named = {trial for trial, one in zip(trials, listed.tolist(), strict=True) if one}
+    details = list(trial_faults(store, trials, named))
+    values = zip(*(held.of(metric.name)[ranked].tolist() for metric in shown), strict=True)
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("trial", "rate", "layer", "bit", "outcome", "cause", "faults")
-    }
-    columns |= {"values": [], "words": [], "samples": [], "answers": []}
-    listed = 0
-    for row in rows:
-        listed += row.faults > 1
-        faults = (
-            largest_faults(store.lines(row.trial), store.words(row.trial))
-            if row.faults == 1 or listed <= _MOST_LISTED
-            else ()
-        )
-        layer = None if row.layer is None else place.get(row.layer)
-        values = [_number(m.value(row.outcome, row.metrics)) for m in shown]
-        for name, value in (
-            ("trial", row.trial), ("rate", None if rates[row.stratum] is None else f"{rates[row.stratum]:g}"),
-            ("layer", layer), ("bit", row.bit), ("outcome", OUTCOMES.index(row.outcome)),
-            ("cause", row.cause), ("faults", row.faults), ("values", values),
-            ("words", [_word(fault, texts) for fault in faults]), ("samples", _changed(row, samples)),
-            ("answers", [[one.sample, one.golden, one.faulty] for one in answers.get(row.trial, ())] or None),
-        ):  # fmt: skip
-            columns[name].append(value)
+        "trial": trials, "rate": [rates[one] for one in held.stratum[ranked].tolist()],
+        "layer": [layers[one] for one in held.layer[ranked].tolist()],
+        "bit": [None if one < 0 else one for one in held.bit[ranked].tolist()],
+        "outcome": held.outcome[ranked].tolist(), "cause": [one.cause for one in details], "faults": faults.tolist(),
+        "values": [list(map(_number, row)) for row in values],
+        "words": [[_word(fault, texts) for fault in largest_faults(one.lines, one.words)] for one in details],
+        "samples": [_changed(one.changed, samples) for one in details],
+        "answers": [[[a.sample, a.golden, a.faulty] for a in answers.get(trial, ())] or None for trial in trials],
+    }  # fmt: skip
     return {
         "columns": columns, "texts": texts.found, "metrics": [_declared(m) for m in shown],
         "all": found.everything.trials,
@@ -281,11 +283,12 @@ def _text(value: Any) -> str | None:
     return None if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-def _changed(row: Row, samples: int) -> list[int] | None:
+@lru_cache(1 << 12)
+def _changed(changed: bytes | None, samples: int) -> list[int] | None:
     """Return how many answers changed silently, and the first of the samples; None where the task does not say."""
-    if row.changed is None:
+    if changed is None:
         return None
-    places = np.flatnonzero(unpacked(row.changed, samples))
+    places = np.flatnonzero(unpacked(changed, samples))
     return [len(places), *map(int, places[:MOST_SAMPLES])]
 
 

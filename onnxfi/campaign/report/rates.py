@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
 from onnxfi.campaign.results.store import Store, declared_task
+from onnxfi.campaign.results.trial_columns import TrialColumns, column_blocks, trial_columns
 from onnxfi.campaign.run.adaptive_rounds import Look, look_at
 from onnxfi.errors import StoreError
 from onnxfi.faults.trials import json_value
@@ -40,8 +41,6 @@ from onnxfi.tasks.task import OUTCOMES, Metric, Task
 Sums = NDArray[np.float64]
 #: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
 FEWEST = 30
-#: Trials whose values become sums at once.
-_AT_ONCE = 4096
 #: Where a trial belongs: its stratum, and its layer and bit.
 TrialCell = tuple[int, str | None, int | None]
 #: A stratum of a fold (None: all as one), its sums, and the sites of the fold there.
@@ -147,6 +146,17 @@ class CampaignRates:
     def task(self) -> Task:
         """The task as the store declares it."""
         return Task.declared(self.golden["task"])
+
+    @cached_property
+    def trials(self) -> TrialColumns:
+        """The trials as columns, with the metrics that findings and pages ask of each; read from the store once."""
+        task = self.task
+        asked = [task.metric(task.headline), task.first(task.curves, self.golden["metrics"])]
+        asked += [task.metric(name) for name in ("sdc", "sdc_samples", "due_samples")]
+        if task.accuracy is not None:
+            asked.append(task.accuracy)
+        with Store.open(self.store, checked=True) as opened:
+            return trial_columns(opened, list({metric.name: metric for metric in asked}.values()))
 
     @property
     def judged(self) -> int:
@@ -318,21 +328,19 @@ class RateSums:
             s: sites[s] / sum(sites[r] for r in ran) / n if sites else 1 / sum(ran.values()) for s, n in ran.items()
         }
         changed = None
-        waiting, medians = defaultdict[TrialCell, list[list[float | None]]](list), self._medians
-        for number, row in enumerate(store.rows(), 1):
-            cell = row.stratum, row.layer, row.bit
-            values = [metric.value(row.outcome, row.metrics) for metric in self.metrics]
-            for k, name in medians:
-                if (value := values[k]) is not None:
-                    self.values.setdefault(name, {}).setdefault(cell, []).append(value)
-                    values[k] = 0.0
-            waiting[cell].append(values)
-            if number % _AT_ONCE == 0:
-                self._add(waiting)
-            if row.changed is not None and samples > 1:
-                changed = np.zeros(samples) if changed is None else changed
-                changed += weight[row.stratum] * unpacked(row.changed, samples)
-        self._add(waiting)
+        for block in column_blocks(store, self.metrics):
+            (place, cells), values = block.cells(), block.values.copy()
+            for k, name in self._medians:
+                for cell, value in zip(place.tolist(), values[k].tolist(), strict=True):
+                    if not math.isnan(value):
+                        self.values.setdefault(name, {}).setdefault(cells[cell], []).append(value)
+                values[k, ~np.isnan(values[k])] = 0.0
+            self._add(values.T, place, cells)
+            if samples > 1:
+                for (stratum, packed), n in Counter(zip(block.stratum.tolist(), block.changed, strict=True)).items():
+                    if packed is not None:
+                        changed = np.zeros(samples) if changed is None else changed
+                        changed += n * weight[stratum] * unpacked(packed, samples)
         return None if changed is None else np.clip(changed, 0, 1)
 
     @property
@@ -340,16 +348,17 @@ class RateSums:
         """The metrics without bounds, by their place and name: their values go to the lists."""
         return [(k, metric.name) for k, metric in enumerate(self.metrics) if metric.fold == "median"]
 
-    def _add(self, waiting: dict[TrialCell, list[list[float | None]]]) -> None:
-        """Add trials to the sums, their values scaled to [0, 1], and forget them."""
+    def _add(self, values: NDArray[np.float64], place: NDArray[np.int64], cells: Sequence[TrialCell]) -> None:
+        """Add trials to the sums ([trials, metrics]), their values scaled to [0, 1], each to that of its cell."""
         low, width = self._scale
-        for cell, rows in waiting.items():
-            x = (np.array(rows, np.float64) - low) / width  # None becomes NaN
-            here = ~np.isnan(x)
-            x = np.where(here, x, 0.0)
-            sums = np.stack([here.sum(0), x.sum(0), (x * x).sum(0)], axis=1)
-            self.sums[cell] = self.sums[cell] + sums if cell in self.sums else sums
-        waiting.clear()
+        order = np.argsort(place, kind="stable")
+        x = ((values - low) / width)[order]
+        here = ~np.isnan(x)
+        x = np.where(here, x, 0.0)
+        begin = np.searchsorted(place[order], np.arange(len(cells)))
+        sums = np.stack([np.add.reduceat(part, begin, axis=0) for part in (here.astype(np.float64), x, x * x)], axis=2)
+        for cell, one in zip(cells, sums, strict=True):
+            self.sums[cell] = self.sums[cell] + one if cell in self.sums else one
 
     @cached_property
     def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from onnxfi.campaign.report.findings import WIDEST, measured
 from onnxfi.campaign.report.rates import FEWEST, CampaignRates
-from onnxfi.campaign.results.store import Store
 from onnxfi.statistics.intervals import Stratum
 from onnxfi.statistics.sample_size import trials_needed
 from onnxfi.tasks.task import Task
@@ -82,11 +83,9 @@ def too_few(found: CampaignRates) -> str:
     if not wide or found.look is not None or metric.bounds != (0, 1):
         return ""
     fold, i = max(wide, key=lambda one: one[1].half_width)
-    values: dict[int, list[float]] = {}
-    with Store.open(found.store, checked=True) as opened:
-        for row in opened.rows():
-            if (value := metric.value(row.outcome, row.metrics)) is not None:
-                values.setdefault(row.stratum if sweep or found.by_layer else 0, []).append(value)
+    values = found.trials.by_stratum(found.trials.of(metric.name))
+    if not (sweep or found.by_layer):
+        values = {0: np.concatenate([*values.values()])}
     sites: dict[int, int] = {s["stratum"]: s["population"] for s in found.strata}
     strata = {n: Stratum.of(x, sites[n] if found.by_layer else None) for n, x in values.items()}
     groups = [[one] for one in strata.values()] if sweep else [list(strata.values())]

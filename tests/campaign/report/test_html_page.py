@@ -78,7 +78,7 @@ def test_the_page_needs_nothing_else_and_shows_everything(here: Path) -> None:
             assert html.escape(value) in shown
     for fold in (*found.by_layer, *(fold for fold in found.by_bit if fold.trials)):
         assert f">{fold.key}</td>" in shown
-    [worst, *_] = harmful(here / "s.db")
+    [worst, *_] = harmful(found)
     for word in (worst.rows[0]["before"], worst.rows[0]["after"], str(worst.trial)):
         assert word in shown
     assert "<h1>m</h1>" in shown, "the title is the model's"
@@ -120,16 +120,15 @@ def test_a_page_stays_below_its_size_and_says_what_it_left_out(here: Path, monke
 
 
 def test_the_most_harmful_are_the_most_harmful(here: Path) -> None:
-    singles(here)
+    single = singles(here)
     with Store.open(here / "s.db") as opened:
         rows = [row for row in opened.rows() if row.outcome == "due" or row.metrics["sdc1"] > 0]
         best = sorted((row.metrics["sdc1"] for row in rows), reverse=True)[:20]
-        found = harmful(here / "s.db")
+        found = harmful(single)
         assert [harm.values[0] for harm in found] == best
         for harm in found:
             assert [row["trial"] for row in harm.rows] == [harm.trial] and harm.faults == 1
-    sweep(here)
-    for harm in harmful(here / "sweep.db"):
+    for harm in harmful(sweep(here)):
         assert harm.ber in (1e-4, 1e-3, 1e-2) and len(harm.rows) == min(3, harm.faults)
 
 
@@ -137,8 +136,8 @@ def test_trials_kept_as_a_recipe_do_not_fill_the_list(here: Path, monkeypatch: p
     monkeypatch.setattr("onnxfi.faults.faultlist.MAX_LINES", 2)
     monkeypatch.setattr("onnxfi.campaign.report.html_page.MAX_LINES", 2)
     found = sweep(here)
-    left_out = recipes(here / "sweep.db")
-    assert left_out and all(harm.rows and harm.faults <= 2 for harm in harmful(here / "sweep.db"))
+    left_out = recipes(found)
+    assert left_out and all(harm.rows and harm.faults <= 2 for harm in harmful(found))
     text = page([found])
     assert f"{left_out} trials" in text and "the store keeps the recipe" in text and "kept as a recipe</td>" not in text
 
