@@ -313,13 +313,30 @@ def harm_sentences(found: CampaignRates) -> Iterator[str]:
         return
     bits = _leading(harm_shares(found, "bit"))
     layers = _leading(harm_shares(found, "layer"))
-    if bits:
-        names = listed([f"bit {key}" if key.isdecimal() else f"bits {key}" for key, _ in bits])
-        left = 1 - sum(share for _, share in bits)
-        would = f"; protecting that would leave about {100 * left:.1g} % of it" if left > _NOTHING else ""
-        yield f"About {_together(bits)} of the harm comes from {names}{would}."
-    if layers:
-        yield f"About {_together(layers)} of the harm comes from {listed([key for key, _ in layers])}."
+    names = [f"bit {key}" if key.isdecimal() else f"bits {key}" for key, _ in bits]
+    left = 1 - sum(share for _, share in bits)
+    would = f"; protecting that would leave about {_one_digit(left)} of it" if left > _NOTHING else ""
+    yield from _where(bits, names, "bits", would)
+    yield from _where(layers, [key for key, _ in layers], "layers")
+
+
+def _where(rows: Sequence[tuple[str, float]], names: Sequence[str], kind: str, would: str = "") -> Iterator[str]:
+    """Yield from which parts most of the harm comes; of less than half of it only that it is spread."""
+    if not rows:
+        return
+    if sum(share for _, share in rows) < _MOST_HARM / 2:
+        yield f"The harm is spread: the {len(rows)} worst {kind} make up about {_together(rows)} of it."
+        return
+    yield f"About {_together(rows)} of the harm comes from {listed(names)}{would}."
+
+
+def _one_digit(share: float) -> str:
+    """Return a share as text with one digit.
+
+    >>> _one_digit(0.831), _one_digit(0.0312), _one_digit(0.00049)
+    ('80 %', '3 %', '0.05 %')
+    """
+    return f"{float(f'{100 * share:.1g}'):.15g} %"
 
 
 def due_sentences(found: CampaignRates) -> Iterator[str]:

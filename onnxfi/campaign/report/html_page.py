@@ -54,6 +54,8 @@ MOST_BYTES = 3_000_000
 #: Minified and unchanged, as scripts/page_libraries.py takes them from npm.
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 _MOST_HARMFUL, _MOST_TITLES, _PAINTS = 20, 3, 7
+#: Layers from which on their column scrolls by itself, beside what is chosen.
+_MANY = 20
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def page(
     beside = len(found) > 1 and head is None
     rows = differences(found) if beside else []
     values: dict[str, Any] = {
-        "style": style, "scripts": scripts, "title": _title(found, head), "head_of_page": head,
+        "style": style, "scripts": scripts, "many": _MANY, "title": _title(found, head), "head_of_page": head,
         "digests": {"style": _digest(style), "scripts": [_digest(one) for one in scripts]},
         "shows": [_shown(one, label, elements) for one, label in zip(found, labels, strict=True)],
         "columns": [m.label for m in shown], "accuracy": found[0].task.accuracy,

@@ -161,6 +161,29 @@ const showFault = (place, one, row) => {
   place.replaceChildren(...said);
 };
 
+// A chart is one stop of the tab key; arrows go from cell to cell, Enter opens one. Bits stand in falling order.
+const ARROWS = { ArrowLeft: [0, 1], ArrowRight: [0, -1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+const linkOf = (a) => a.getAttribute("href") ?? a.getAttributeNS("http://www.w3.org/1999/xlink", "href");
+const byArrows = (chart, now) => {
+  const cells = new Map();
+  for (const a of chart.querySelectorAll("svg a")) {
+    const at = new URLSearchParams(linkOf(a).slice(1)), key = [Number(at.get("layer")), Number(at.get("bit"))];
+    a.setAttribute("tabindex", "-1");
+    if (!cells.has(String(key))) cells.set(String(key), { a, key });
+  }
+  const stop = (cell) => { cells.forEach(({ a }) => a.setAttribute("tabindex", a === cell.a ? "0" : "-1")); return cell; };
+  const first = (one, other) => other.key[0] < one.key[0] || (other.key[0] === one.key[0] && other.key[1] > one.key[1]) ? other : one;
+  if (cells.size) stop(cells.get(String([now.layer, now.bit])) ?? [...cells.values()].reduce(first));
+  chart.addEventListener("keydown", (event) => {
+    const step = ARROWS[event.key], here = [...cells.values()].find(({ a }) => a === document.activeElement);
+    if (!step || !here) return;
+    event.preventDefault();
+    const far = ({ key }) => [0, 1].map((k) => (key[k] - here.key[k]) * step[k]), aside = step[0] ? 1 : 0;
+    const ahead = [...cells.values()].filter((cell) => cell.key[aside] === here.key[aside] && Math.max(...far(cell)) > 0);
+    if (ahead.length) stop(ahead.reduce((one, other) => Math.max(...far(one)) <= Math.max(...far(other)) ? one : other)).a.focus();
+  });
+};
+
 const showBits = (place, one, now, c) => {
   const here = now.layer === null ? [] : one.cells.filter((cell) => cell[0] === now.layer);
   if (now.layer === null || !here.length) return heat(place, one, now, c);
@@ -168,7 +191,7 @@ const showBits = (place, one, now, c) => {
   const rows = here.map(([, bit, trials, outcomes, rate]) => ({ bit, trials, outcomes, rate }));
   const chart = el("div", { class: "chart" });
   place.replaceChildren(el("h4", {}, `Bits of ${one.layers[now.layer].name}`), chart,
-    el("p", { class: "soft" }, `${one.trials.metrics[0].label} of a fault in the bit, with its interval; bit 0 is the lowest. Choose a bit to see its trials.`));
+    el("p", { class: "soft" }, `${one.trials.metrics[0].label} of a fault in the bit, with its interval; bit 0 is the lowest. Choose a bit to see its trials; arrow keys move, Enter opens, Escape goes back.`));
   draw(chart, {
     height: 190, marginLeft: 44, ariaLabel: "rate by bit", x: { type: "band", domain: d3.range(most, -1, -1), label: "Bit", tickSize: 0, tickFormat: (bit) => most < 16 || bit % 4 === 0 || bit === most ? String(bit) : "" },
     y: { label: "%", grid: true, domain: [0, Math.min(100, 100 * Math.max(0.001, ...rows.map((r) => r.rate ? r.rate[2] : 0)))] },
@@ -179,6 +202,7 @@ const showBits = (place, one, now, c) => {
       Plot.ruleX(rows.filter((r) => r.rate), { x: "bit", y1: (r) => 100 * r.rate[1], y2: (r) => 100 * r.rate[2], stroke: "var(--ink)", pointerEvents: "none" }),
     ],
   });
+  byArrows(chart, now);
 };
 
 const heat = (place, one, now, c) => {
@@ -188,7 +212,7 @@ const heat = (place, one, now, c) => {
   const top = Math.max(...rows.map((r) => r.rate[0])), name = (k) => { const n = one.layers[k].name; return n.length > 18 ? `${n.slice(0, 8)}…${n.slice(-9)}` : n; };
   const chart = el("div", { class: "chart" });
   place.replaceChildren(el("h4", {}, "Layers by bits"), chart,
-    el("p", { class: "soft" }, `${one.trials.metrics[0].label} ${top ? `from 0 (pale) to ${text(metric, top)} (dark)` : "is 0 in all of them"}, the mean of a cell's trials; empty cells have none. Choose a cell, or a layer in the column.`));
+    el("p", { class: "soft" }, `${one.trials.metrics[0].label} ${top ? `from 0 (pale) to ${text(metric, top)} (dark)` : "is 0 in all of them"}, the mean of a cell's trials; empty cells have none. Choose a cell, or a layer in the column; arrow keys move, Enter opens, Escape goes back.`));
   draw(chart, {
     height: 50 + Math.max(14, Math.min(26, 260 / used.length)) * used.length, marginLeft: 20 + 6.2 * Math.max(...used.map((k) => name(k).length)),
     x: { type: "band", domain: d3.range(most, -1, -1), label: "Bit", tickSize: 0, padding: 0.05, tickFormat: (bit) => most < 16 || bit % 4 === 0 || bit === most ? String(bit) : "" }, y: { type: "band", domain: used, tickFormat: name, label: null, padding: 0.08 },
@@ -197,6 +221,7 @@ const heat = (place, one, now, c) => {
       title: (r) => `${one.layers[r.layer].name}, bit ${r.bit}: ${ends(metric, r.rate)}\n${OUTCOMES.map((n, k) => `${n} ${r.outcomes[k]}`).join(", ")} of ${r.trials} trials`, tip: true })],
     opacity: { type: "identity" },
   });
+  byArrows(chart, now);
 };
 
 const showTrials = (place, one, rows, now, c, shown = ROWS) => {
@@ -244,7 +269,7 @@ const crumbs = (place, one, now, c) => {
   place.replaceChildren(...steps.flatMap(([name, change], k) => [k ? " › " : "", k === steps.length - 1 ? el("b", {}, name) : el("a", { href: link({ ...now, c }, change) }, name)]));
 };
 
-const explore = (data, lists, c, now, asked) => {
+const explore = (data, lists, c, now, asked, opener) => {
   const one = data[c], panel = document.getElementById(`explore-${c}`), part = (name) => panel.querySelector(`.${name}`);
   panel.hidden = false;
   const rows = lists[c].filter((row) => ["layer", "bit", "outcome", "rate"].every((name) => now[name] === null || String(row[name]) === String(now[name])));
@@ -256,7 +281,11 @@ const explore = (data, lists, c, now, asked) => {
   const chosen = now.trial === null ? null : lists[c].find((row) => row.trial === now.trial);
   if (chosen) showFault(part("fault"), one, chosen);
   else part("fault").replaceChildren(...(now.trial === null ? [] : [el("p", {}, `Trial ${now.trial} is not listed on this page; `, el("code", {}, `onnxfi show ${one.store} ${now.trial}`), " prints it.")]));
-  if (asked) { panel.querySelector("h3").focus({ preventScroll: true }); panel.scrollIntoView({ block: "start" }); }
+  if (!asked) return;
+  const before = opener && [...panel.closest(".drill").querySelectorAll("a")].find((a) => linkOf(a) === opener);
+  if (before) { before.focus(); return; }
+  panel.querySelector("h3").focus({ preventScroll: true });
+  panel.scrollIntoView({ block: "start" });
 };
 
 const unpack = async () => {
@@ -270,14 +299,21 @@ unpack().then((data) => {
     curves(document.getElementById("chart-compared"), data.filter((one) => one.curve.length));
     layersCompared(document.getElementById("chart-layers"), data);
   };
-  const look = (asked) => {
+  const look = (asked, opener = "") => {
     const now = state(), chosen = now.c !== null && now.c < data.length ? now.c : null;
     const none = { c: null, layer: null, bit: null, outcome: null, rate: null, trial: null };
-    data.forEach((_, c) => explore(data, lists, c, c === chosen ? now : none, asked && c === chosen));
+    data.forEach((_, c) => explore(data, lists, c, c === chosen ? now : none, asked && c === chosen, opener));
   };
+  let closed = "";
+  addEventListener("keydown", (event) => {
+    const now = state(), inner = ["trial", "bit", "layer"].find((name) => now[name] !== null);
+    if (event.key !== "Escape" || inner === undefined || event.target.closest("select")) return;
+    closed = location.hash;
+    location.hash = link(now, { [inner]: null });
+  });
   charts();
   look(location.hash.length > 1);
-  addEventListener("hashchange", () => look(true));
+  addEventListener("hashchange", () => { look(true, closed); closed = ""; });
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; charts(); look(false); } });
   document.documentElement.dataset.ready = "true";

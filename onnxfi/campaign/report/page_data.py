@@ -247,7 +247,7 @@ def _trials(
         "outcome": held.outcome[ranked].tolist(), "cause": [one.cause for one in details], "faults": faults.tolist(),
         "values": [list(map(_number, row)) for row in values],
         "words": [[_word(fault, texts) for fault in largest_faults(one.lines, one.words)] for one in details],
-        "samples": [_changed(one.changed, samples) for one in details],
+        "samples": [None if one.changed is None else _changed(one.changed, samples) for one in details],
         "answers": [[[a.sample, a.golden, a.faulty] for a in answers.get(trial, ())] or None for trial in trials],
     }  # fmt: skip
     return {
@@ -280,16 +280,14 @@ def _word(row: dict[str, Any], texts: _Texts) -> list[Any]:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+    return None if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 @lru_cache(1 << 12)
-def _changed(changed: bytes | None, samples: int) -> list[int] | None:
-    """Return how many answers changed silently, and the first of the samples; None where the task does not say."""
-    if changed is None:
-        return None
+def _changed(changed: bytes, samples: int) -> tuple[int, ...]:
+    """Return how many answers changed silently, and the first of the samples."""
     places = np.flatnonzero(unpacked(changed, samples))
-    return [len(places), *map(int, places[:MOST_SAMPLES])]
+    return (len(places), *map(int, places[:MOST_SAMPLES]))
 
 
 def _number(value: float | None) -> float | None:

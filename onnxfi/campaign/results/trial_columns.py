@@ -18,7 +18,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.tasks.task import OUTCOMES, Metric
 
 #: Trials of a block, and trials whose faults SQLite is asked for at once.
-_AT_ONCE, _MOST_ASKED = 8192, 500
+AT_ONCE, MOST_ASKED = 8192, 500
 #: The types of the columns that are numbers, in the order of the query.
 _KINDS: dict[str, type] = {
     "trial": np.int64, "stratum": np.int64, "faults": np.int64, "layer": np.int32, "bit": np.int64, "outcome": np.int8,
@@ -91,7 +91,7 @@ def column_blocks(store: Store, metrics: Sequence[Metric]) -> Iterator[TrialColu
     )
     layers: dict[str, int] = {}
     outcomes = {name: place for place, name in enumerate(OUTCOMES)}
-    while rows := cursor.fetchmany(_AT_ONCE):
+    while rows := cursor.fetchmany(AT_ONCE):
         trial, stratum, faults, layer, bit, outcome, changed, texts = zip(*rows, strict=True)
         places = [-1 if name is None else layers.setdefault(name, len(layers)) for name in layer]
         bits = [-1 if one is None else one for one in bit]
@@ -116,7 +116,7 @@ def trial_columns(store: Store, metrics: Sequence[Metric]) -> TrialColumns:
 
 
 @dataclass(frozen=True)
-class TrialFaults:
+class StoredFaults:
     """The faults of a trial as the store has them: lines of the fault list, and the words that an activation had."""
 
     lines: str
@@ -125,10 +125,10 @@ class TrialFaults:
     changed: bytes | None
 
 
-def trial_faults(store: Store, trials: Sequence[int], named: Collection[int]) -> Iterator[TrialFaults]:
+def trial_faults(store: Store, trials: Sequence[int], named: Collection[int]) -> Iterator[StoredFaults]:
     """Yield the faults of trials in the order given; lines and words only of those that are `named`."""
-    for begin in range(0, len(trials), _MOST_ASKED):
-        asked = trials[begin : begin + _MOST_ASKED]
+    for begin in range(0, len(trials), MOST_ASKED):
+        asked = trials[begin : begin + MOST_ASKED]
         wanted, marks = [one for one in asked if one in named], ", ".join("?" * len(asked))
         rows = store.db.execute(f"SELECT trial, cause, changed FROM results WHERE trial IN ({marks})", asked)
         found = {trial: ("", None, cause, changed) for trial, cause, changed in rows}
@@ -140,7 +140,7 @@ def trial_faults(store: Store, trials: Sequence[int], named: Collection[int]) ->
             found[trial] = (lines, words, *found[trial][2:])
         for one in asked:
             lines, words, cause, changed = found[one]
-            yield TrialFaults(lines, json.loads(words) if words else [], cause, changed)
+            yield StoredFaults(lines, json.loads(words) if words else [], cause, changed)
 
 
 def _names(metrics: Sequence[Metric]) -> tuple[str, ...]:

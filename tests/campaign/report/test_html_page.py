@@ -299,12 +299,24 @@ addEventListener("load", async () => { for (const frame of document.querySelecto
   };
   const layer = page.querySelector("a.layer[href]");
   if (layer) {
-    measured.focusable = layer.tabIndex === 0 && [...page.querySelectorAll("#explore-0 a")].every((a) => a.tabIndex === 0);
+    const links = () => [...page.querySelectorAll("#explore-0 a")], link = (a) => a.getAttribute("href") ?? a.href.baseVal;
+    const cells = () => links().filter((a) => a.closest(".bits svg")), press = async (key) => {
+      const before = view.location.hash, tries = Date.now(), arrow = key.startsWith("Arrow");
+      page.activeElement.dispatchEvent(new view.KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+      await until(() => arrow || view.location.hash !== before || Date.now() - tries > 2000);
+      await new Promise((done) => setTimeout(done, 60));
+      return [view.location.hash, link(page.activeElement)];
+    };
+    measured.stops = layer.tabIndex === 0 && links().every((a) => cells().includes(a) || a.tabIndex === 0);
     await click(layer, "trials");
+    measured.charts_stops = cells().filter((a) => a.tabIndex === 0).length;
+    cells().find((a) => a.tabIndex === 0).focus();
+    measured.arrows = [link(page.activeElement), (await press("ArrowRight"))[1], (await press("ArrowLeft"))[1], (await press("ArrowUp"))[1]];
     await click(page.querySelector("#explore-0 .bits svg a"), "trials");
     await click(page.querySelector("#explore-0 .trials tbody a"), "fault");
     measured.digits = [...page.querySelectorAll("#explore-0 .word")].map((w) => [w.textContent.replaceAll(" ", ""), w.querySelectorAll("mark").length]);
     measured.hash = view.location.hash;
+    measured.escapes = [await press("Escape"), await press("Escape"), await press("Escape")];
   }
   found.push(measured);
 }
@@ -363,7 +375,13 @@ def test_a_click_leads_from_a_layer_to_a_fault(here: Path) -> None:
     write_page([one], here / "one.html")
     [wide, narrow], console = look(here, "one.html")
     assert not [line for line in console.splitlines() if "CONSOLE" in line]
-    assert wide["hash"] == narrow["hash"] and wide["focusable"]
+    assert wide["hash"] == narrow["hash"] and wide["stops"] and wide["charts_stops"] == 1
+    first, right, *left = wide["arrows"]
+    bits = [int(re.findall(r"bit=(\d+)", where)[0]) for where in (first, right)]
+    assert bits[0] > bits[1] and left == [first, first], "arrows go from bit to bit, and not beyond"
+    opened = [wide["hash"], wide["hash"].rpartition("&")[0], wide["hash"].rpartition("&bit")[0]]
+    closed = [opened[1], opened[2], "#c=0"]
+    assert wide["escapes"] == [*map(list, zip(closed, opened, strict=True))], "Escape leads back to what was opened"
     layer, bit, trial = wide["steps"]
     assert layer["crumbs"].startswith("All layers › ") and bit["crumbs"].startswith(layer["crumbs"] + " › bit ")
     assert f"{one.by_layer[0].trials} trials" in layer["text"]

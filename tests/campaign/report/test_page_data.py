@@ -32,7 +32,7 @@ def test_trials_have_their_faults_and_the_samples_that_changed(here: Path) -> No
             assert ("masked", "sdc", "due")[columns["outcome"][k]] == row.outcome
             assert row.changed is not None
             places = [n for n, changed in enumerate(unpacked(row.changed, 12)) if changed]
-            assert columns["samples"][k] == [len(places), *places]
+            assert columns["samples"][k] == (len(places), *places)
     harm = [values[0] for values in columns["values"]]
     assert harm == sorted(harm, reverse=True)
 

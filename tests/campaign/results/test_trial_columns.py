@@ -16,7 +16,7 @@ from onnxfi.tasks.task import OUTCOMES
 
 @pytest.mark.parametrize("made", [singles, sweep])
 def test_columns_are_those_of_the_rows(here: Path, made: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxfi.campaign.results.trial_columns._AT_ONCE", 7)
+    monkeypatch.setattr("onnxfi.campaign.results.trial_columns.AT_ONCE", 7)
     found = made(here)  # type: ignore[operator]
     metrics = found.task.reports
     with Store.open(found.store) as opened:
@@ -35,7 +35,7 @@ def test_columns_are_those_of_the_rows(here: Path, made: object, monkeypatch: py
 
 
 def test_faults_come_in_the_order_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxfi.campaign.results.trial_columns._MOST_ASKED", 2)
+    monkeypatch.setattr("onnxfi.campaign.results.trial_columns.MOST_ASKED", 2)
     found = singles(here)
     with Store.open(found.store) as opened:
         rows = {row.trial: row for row in opened.rows()}
