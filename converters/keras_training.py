@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -12,15 +12,15 @@ import tensorflow as tf
 
 from onnxfi.errors import InputError, NonFiniteLossError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.space import Selector, Target
+from onnxfi.faults.space import Index, Selector, Target
 from onnxfi.faults.trials import Faults
-from onnxfi.graph.model.loading import Model
+from onnxfi.faults.words import Words
 from onnxfi.runtime.engine.ports import Array
 
 from .training import (
     FaultSettings,
     InjectionPlan,
-    map_faults,
+    TrainingFaults,
     nonfinite_loss,
     read_words,
     replace_words,
@@ -29,7 +29,7 @@ from .training import (
 )
 
 
-class FaultAwareTraining(keras.Model):
+class FaultAwareTraining(TrainingFaults, keras.Model):
     """A Keras model that injects faults into the weights or activations of another while it trains.
 
     Compile and fit it in place of `model`, which is not changed and is what is exported. Every batch of training is a
@@ -109,16 +109,6 @@ class FaultAwareTraining(keras.Model):
         self.built = True
 
     @property
-    def settings(self) -> FaultSettings:
-        """The settings of the faults."""
-        return self.plan.settings
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Warnings about these settings, a line each."""
-        return (self.plan.rate_warning,) if self.plan.rate_warning else ()
-
-    @property
     def last_faults(self) -> tuple[Faults, ...]:
         """The faults of the last step with their words, over the faulty targets."""
         return tuple(self._state.last)
@@ -187,12 +177,17 @@ class FaultAwareTraining(keras.Model):
         self._state.last = []
         if self.settings.target != "weights" or not self._has_faults():
             return [np.asarray(value) for value in values]
-        names = [path_of(self.model, v) for v in _parameters(self.model)]
-        found, after = self._inject_into(
-            self.plan.faults(self.settings.trial(int(number))), dict(zip(names, values, strict=True))
+        given = dict(zip(self._variables(), map(np.asarray, values), strict=True))
+        targets, trial = self.plan.targets, self.settings.trial(int(number))
+        found, final_words = resolve_faults(
+            self.plan.faults(trial),
+            lambda k, index: read_words(given[targets[k].id], targets[k].word, index),
+            self.settings.clip,
         )
+        for k, (index, words) in final_words.items():
+            given[targets[k].id] = replace_words(given[targets[k].id], targets[k].word, index, words)
         self._state.last = [found]
-        return [after[name] for name in names]
+        return list(given.values())
 
     def _has_faults(self) -> bool:
         state = self._state
@@ -203,18 +198,6 @@ class FaultAwareTraining(keras.Model):
             )
             raise state.error
         return (state.epoch or 0) >= self.settings.from_epoch
-
-    def _inject_into(self, faults: Faults, values: dict[str, Array]) -> tuple[Faults, dict[str, Array]]:
-        targets = self.plan.targets
-        done, final_words = resolve_faults(
-            faults,
-            lambda k, index: read_words(np.asarray(values[targets[k].id]), targets[k].word, index),
-            self.settings.clip,
-        )
-        after = {name: np.asarray(value) for name, value in values.items()}
-        for k, (index, words) in final_words.items():
-            after[targets[k].id] = replace_words(after[targets[k].id], targets[k].word, index, words)
-        return done, after
 
     def _checked(self, number: Any, name: str, gradient: Any) -> Any:
         """Return the gradient unchanged; fail where it is not finite."""
@@ -289,53 +272,30 @@ class FaultAwareTraining(keras.Model):
 
         return straight_through(value)
 
-    # -------------------------------------------------------------------------------- before and after training
+    # ----------------------------------------------------------------------------------------- weights of the model
 
-    def inject_faults(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
-        """Inject faults into the weights themselves, and return them with the words before and after.
+    def _variables(self) -> dict[str, Any]:
+        return {path_of(self.model, variable): variable for variable in _parameters(self.model)}
 
-        Parameters
-        ----------
-        faults
-            The faults, as `map_faults` returns those of a fault list; None draws them at this wrapper's rate.
-        trial
-            Number of the draw, from 1.
+    def _weights(self) -> dict[str, Array]:
+        return {name: np.array(variable.value) for name, variable in self._variables().items()}
 
-        Raises
-        ------
-        InputError
-            If this wrapper injects into activations, which are not stored.
-        """
-        if self.settings.target != "weights":
-            raise InputError("faults before or after training need target='weights': activations are not stored")
-        values = self._values()
-        done, after = self._inject_into(faults if faults is not None else self.plan.faults(trial), values)
-        for variable in _parameters(self.model):
-            variable.assign(after[path_of(self.model, variable)])
-        return done
+    _arrays = _weights
 
-    @contextlib.contextmanager
-    def faulty(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
-        """Inject faults as `inject_faults` for the duration of a `with` block, and restore the weights after it."""
-        values = self._values()
-        try:
-            yield self.inject_faults(faults, trial=trial)
-        finally:
-            for variable in _parameters(self.model):
-                variable.assign(values[path_of(self.model, variable)])
+    def _restore(self, weights: Mapping[str, Any]) -> None:
+        for name, variable in self._variables().items():
+            variable.assign(weights[name])
 
-    def map_faults(self, model: Model, faults: Faults) -> Faults:
-        """Return faults of a file exported from this model, with its present numbers, as faults of its weights.
+    def _read(self, number: int, index: Index) -> Words:
+        target = self.plan.targets[number]
+        return read_words(np.asarray(self._variables()[target.id].value), target.word, index)
 
-        Raises
-        ------
-        FaultListError
-            For a tensor of the file that no weight holds, bit for bit.
-        """
-        return map_faults(model, faults, self.plan.targets, self._values())
-
-    def _values(self) -> dict[str, Array]:
-        return {path_of(self.model, v): np.array(v.value) for v in _parameters(self.model)}
+    def _write(self, final_words: Mapping[int, tuple[Index, Words]]) -> None:
+        variables = self._variables()
+        for number, (index, words) in final_words.items():
+            target = self.plan.targets[number]
+            variable = variables[target.id]
+            variable.assign(replace_words(np.asarray(variable.value), target.word, index, words))
 
 
 class _HostState:

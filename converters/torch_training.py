@@ -14,16 +14,15 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import Index, Selector, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
-from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.engine.ports import Array
 
-from .training import FaultSettings, InjectionPlan, map_faults, nonfinite_loss, resolve_faults, target_of
+from .training import FaultSettings, InjectionPlan, TrainingFaults, nonfinite_loss, resolve_faults, target_of
 
 #: Signed integer types by width: torch has no kernels for most unsigned ones.
 _INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
-class FaultAwareTraining(torch.nn.Module):
+class FaultAwareTraining(TrainingFaults, torch.nn.Module):
     """A module that injects faults into the weights or activations of another while it trains.
 
     Every forward pass in training mode is a step: each selected bit flips with probability `ber` (or is changed as
@@ -99,16 +98,6 @@ class FaultAwareTraining(torch.nn.Module):
         #: The faults of the last step with their words, over the faulty targets.
         self.last_faults: tuple[Faults, ...] = ()
         self._epoch: int | None = None
-
-    @property
-    def settings(self) -> FaultSettings:
-        """The settings of the faults."""
-        return self.plan.settings
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Warnings about these settings, a line each."""
-        return (self.plan.rate_warning,) if self.plan.rate_warning else ()
 
     def begin_epoch(self, epoch: int) -> None:
         """Note that an epoch begins, counted from 0."""
@@ -203,52 +192,18 @@ class FaultAwareTraining(torch.nn.Module):
         index, words = final_words.get(0, (None, None))
         return _straight_through(whole, index, words, None).reshape(value.shape)
 
-    # -------------------------------------------------------------------------------- before and after training
+    # ----------------------------------------------------------------------------------------- weights of the model
 
-    def inject_faults(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
-        """Inject faults into the parameters themselves, and return them with the words before and after.
+    def _weights(self) -> dict[str, Any]:
+        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
 
-        Parameters
-        ----------
-        faults
-            The faults, as `map_faults` returns those of a fault list; None draws them at this wrapper's rate.
-        trial
-            Number of the draw, from 1.
+    def _restore(self, weights: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in self.model.named_parameters():
+                value.copy_(weights[name])
 
-        Raises
-        ------
-        InputError
-            If this wrapper injects into activations, which are not stored.
-        """
-        if self.settings.target != "weights":
-            raise InputError("faults before or after training need target='weights': activations are not stored")
-        drawn = self.plan.faults(trial) if faults is None else faults
-        done, final_words = resolve_faults(drawn, self._read, self.settings.clip)
-        self._write(final_words)
-        return done
-
-    @contextlib.contextmanager
-    def faulty(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
-        """Inject faults as `inject_faults` for the duration of a `with` block, and restore the parameters after it."""
-        parameters = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        try:
-            yield self.inject_faults(faults, trial=trial)
-        finally:
-            with torch.no_grad():
-                for name, value in self.model.named_parameters():
-                    value.copy_(parameters[name])
-
-    def map_faults(self, model: Model, faults: Faults) -> Faults:
-        """Return faults of a file exported from this model, with its present numbers, as faults of its parameters.
-
-        Raises
-        ------
-        FaultListError
-            For a tensor of the file that no parameter holds, bit for bit.
-        """
-        return map_faults(model, faults, self.plan.targets, {t.id: _array(self._tensor(t)) for t in self.plan.targets})
-
-    # --------------------------------------------------------------------------------------- words of parameters
+    def _arrays(self) -> dict[str, Array]:
+        return {target.id: _array(self._tensor(target)) for target in self.plan.targets}
 
     def _tensor(self, target: Target) -> torch.Tensor:
         layer, _, name = target.id.rpartition(".")

@@ -7,10 +7,12 @@ function of the settings and of the number of the step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,6 +194,83 @@ class InjectionPlan:
         places = np.array([ordinal[target.id] for target in self.space.targets], np.int64)
         sites = replace(faults.sites, target=places[faults.sites.target])
         return replace(faults, targets=self.targets, sites=sites)
+
+
+class TrainingFaults:
+    """Base of the wrappers of a framework: their settings, and faults in the weights outside a training step."""
+
+    plan: InjectionPlan
+
+    @property
+    def settings(self) -> FaultSettings:
+        """The settings of the faults."""
+        return self.plan.settings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings about these settings, a line each."""
+        return (self.plan.rate_warning,) if self.plan.rate_warning else ()
+
+    def inject_faults(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
+        """Inject faults into the weights themselves, and return them with the words before and after.
+
+        Parameters
+        ----------
+        faults
+            The faults, as `map_faults` returns those of a fault list; None draws them at this wrapper's rate.
+        trial
+            Number of the draw, from 1.
+
+        Raises
+        ------
+        InputError
+            If this wrapper injects into activations, which are not stored.
+        """
+        if self.settings.target != "weights":
+            raise InputError("faults before or after training need target='weights': activations are not stored")
+        drawn = self.plan.faults(trial) if faults is None else faults
+        done, final_words = resolve_faults(drawn, self._read, self.settings.clip)
+        self._write(final_words)
+        return done
+
+    @contextmanager
+    def faulty(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
+        """Inject faults as `inject_faults` for the duration of a `with` block, and restore the weights after it."""
+        before = self._weights()
+        try:
+            yield self.inject_faults(faults, trial=trial)
+        finally:
+            self._restore(before)
+
+    def map_faults(self, model: Model, faults: Faults) -> Faults:
+        """Return faults of a file exported from this model, with its present numbers, as faults of its weights.
+
+        Raises
+        ------
+        FaultListError
+            For a tensor of the file that no weight holds, bit for bit.
+        """
+        return map_faults(model, faults, self.plan.targets, self._arrays())
+
+    def _read(self, number: int, index: Index) -> Words:
+        """Return words of the target with this number."""
+        raise NotImplementedError
+
+    def _write(self, final_words: Mapping[int, tuple[Index, Words]]) -> None:
+        """Write words into the weights, by the number of their target."""
+        raise NotImplementedError
+
+    def _arrays(self) -> dict[str, Array]:
+        """Return the weights of the targets by name."""
+        raise NotImplementedError
+
+    def _weights(self) -> dict[str, Any]:
+        """Return a copy of all weights by name."""
+        raise NotImplementedError
+
+    def _restore(self, weights: Mapping[str, Any]) -> None:
+        """Write all weights back."""
+        raise NotImplementedError
 
 
 def target_of(name: str, dtype: str, shape: Sequence[int], kind: str, op: str, layer: str) -> Target | None:

@@ -7,6 +7,8 @@ Read `spec/campaign.py` first: a campaign is a frozen value. From there it goes 
 - `execute/`: the golden run, the canary, one trial by its route
 - `workers/`: trials in worker processes or on Dask
 - `results/`: the store, one SQLite file
+- `run/`: the whole campaign, from the golden run to the last trial
+- `exhaustive/`: the class outcomes of every single-bit fault, in columns
 - `report/`: rates with intervals, tables, figures, the HTML page
 - `gate/`: a budget checked against a campaign, for CI
 """

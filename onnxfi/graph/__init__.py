@@ -8,4 +8,5 @@ Read the folders in this order:
 - `passes/`: transformations of models: fault operators, neuron exposure, folding
 - `partition/`: which part of the graph a fault can reach, and a model of that part alone
 - `spiking/`: finding spiking neurons in the graph
+- `protection/`: passes that hold, filter, compare or check numbers
 """

@@ -1,4 +1,4 @@
-"""Evaluating: what a model answers on data, alone or against its golden self."""
+"""Evaluation: the answers of a model on data, alone or against those of its fault-free version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of trials that are sent to a worker together."""
+"""Batches: trials that are sent to a worker together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work: what a worker does with trials, whatever executor it belongs to.
+"""A worker: it opens a campaign and runs batches of its trials, whatever executor it belongs to.
 
 Workers that are threads of one process share what it has open, by turns.
 """

@@ -1,4 +1,4 @@
-"""ValueBounds of a faulty tensor, for several faults and samples at once."""
+"""Bounds of the numbers of a faulty tensor, for several faults and samples at once."""
 
 from __future__ import annotations
 
