@@ -30,9 +30,9 @@ UNWRITTEN = MappingProxyType({"place": True, "unwritten": True})
 MOST = 10**12
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
-#: Parts of a network that an adaptive campaign ranks by their rates.
-#: What counts as the outcome of an exhaustive trial: any changed bit of the outputs, or the class alone.
+#: The outcome of an exhaustive trial: any changed bit of the outputs, or the class alone.
 OutcomeKind = Literal["bits", "class"]
+#: Parts of a network that an adaptive campaign ranks by their rates.
 RankedParts = Literal["none", "layer", "tensor", "channel", "bit"]
 #: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
 _FINEST_MARGIN = 1e-4
