@@ -38,7 +38,11 @@ _RANKING_SHARE = 0.6
 #: The share of the time after which a first assessment is made, of the trials so far.
 _EARLY_SHARE = 0.25
 #: Share of the time that is kept for the end before it was timed; times the end took once, for one with more trials.
-_END_SHARE, _END_AGAIN = 0.1, 1.4
+_END_SHARE, _END_AGAIN = 0.1, 2.0
+#: Times that opening a campaign took, for one with more trials.
+_OPENS_AGAIN = 1.5
+#: The margin of the ranking: it goes on as long as there is time where no rate is larger than a point.
+_MARGIN = 0.002
 #: Trials at a rate that decide where the knee is, and those around it at first; where time is left, twice as many.
 _FEW, _MANY = 4, 24
 #: Samples that trials are judged on where nobody says how many.
@@ -160,6 +164,7 @@ def assess(
     stopped = False
     try:
         making.rank()
+        making.ranked = making.report(RANKING)
         making.sweep()
     except KeyboardInterrupt:
         stopped = True
@@ -181,6 +186,7 @@ class _Making:
     census: Census = field(init=False)
     end_s: float = field(init=False)
     opening_s: float = 0.0
+    ranked: Report | None = None
     sweep_end_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -199,19 +205,19 @@ class _Making:
     @property
     def opens_again(self) -> bool:
         """True if there is time to open a campaign, and for a trial."""
-        return time.monotonic() + self.opening_s < self.last
+        return time.monotonic() + _OPENS_AGAIN * self.opening_s < self.last
 
-    def open(self, campaign: Campaign, name: str, strata: set[int] | None = None) -> Running:
+    def open(self, campaign: Campaign, name: str) -> Running:
         """Begin a campaign, and learn how long that takes."""
         now = time.monotonic()
-        running = run(campaign, self.folder / name, workers=self.workers, golden=cached_golden, strata=strata)
+        running = run(campaign, self.folder / name, workers=self.workers, golden=cached_golden)
         self.opening_s = time.monotonic() - now + 2 * running.golden_s
         return running
 
     def find(self, *, stopped: bool = False) -> Assessment:
         """Return what there is, and learn how long that takes."""
         now = time.monotonic()
-        ranking, sweep = self.report(RANKING), self.report(SWEEP)
+        ranking, sweep = self.ranked or self.report(RANKING), self.report(SWEEP)
         budget = None
         if self.environment is not None and ranking is not None and ranking.everything.rate(ranking.task.headline):
             budget = fit(self.folder / RANKING, self.environment)
@@ -255,39 +261,48 @@ class _Making:
         """Begin a ranking by the silent errors of the task, or by changed answers where it lacks that rate."""
         task = self.base.get("task", AUTO)
         by = {} if task == AUTO else {"rate": silent_metric(find_task(task)).name}
-        ranking = Campaign(**self.base, rank="layer", method="asymptotic", **by)
+        ranking = Campaign(**self.base, rank="layer", method="asymptotic", margin=_MARGIN, **by)
         try:
             return self.open(ranking, RANKING)
         except SpecError as error:
             if by or error.field != "rate":
                 raise
-            return self.open(Campaign(**self.base, rank="layer", method="asymptotic", rate="sdc_samples"), RANKING)
+            return self.open(ranking.with_fields(rate="sdc_samples"), RANKING)
 
     def sweep(self) -> None:
         """Find the knee by bisection, and go on around it until the time is over."""
         rates, curve = sweep_rates(self.census.whole.bits), Curve()
         while self.opens_again and (place := next_rate(len(rates), curve)) is not None:
             self.phase(f"bisecting to the knee: {rates[place]:g} per bit")
-            self._run_rates(rates, _MANY, {place}, _FEW)
-            now = time.monotonic()
-            found = self.report(SWEEP)
-            if found is None:
+            self._run_rates([rates[place]], _MANY, _FEW)
+            curve, trials = self._measured(rates)
+            if place not in trials:
                 return
-            self.sweep_end_s = 2 * (time.monotonic() - now)  # it is read once more at the end, and drawn
-            curve = Curve.of(found)
-            if place not in curve.losses:
-                return
-        around, repeat = curve.around(len(rates)), _MANY
-        while around and self.opens_again:
-            low, high = rates[min(around)], rates[max(around)]
+        while self.opens_again and (around := sorted(curve.around(len(rates)))):
+            fewest = min(trials.get(place, 0) for place in around)
+            repeat = 2 * fewest if fewest >= _MANY else _MANY
+            low, high = rates[around[0]], rates[around[-1]]
             self.phase(f"{repeat} trials at each rate around the knee, {low:g} to {high:g} per bit")
-            self._run_rates(rates, repeat, around)
-            repeat *= 2
+            self._run_rates([rates[place] for place in around], repeat)
+            curve, trials = self._measured(rates)
 
-    def _run_rates(self, rates: tuple[float, ...], repeat: int, places: set[int], enough: int | None = None) -> None:
-        """Run trials at some of the rates; `enough` of them, or all where nothing else can be opened any more."""
+    def _measured(self, rates: tuple[float, ...]) -> tuple[Curve, dict[int, int]]:
+        """Return the curve of the sweep, and the trials at each rate by its number; learn how long it takes to read."""
+        now = time.monotonic()
+        found = self.report(SWEEP)
+        self.sweep_end_s = 2 * (time.monotonic() - now)  # it is read once more at the end, and drawn
+        if found is None:
+            return Curve(), {}
+        trials = {rates.index(float(fold.key)): fold.trials for fold in found.by_rate if fold.trials}
+        return Curve.of(found, rates), trials
+
+    def _run_rates(self, rates: list[float], repeat: int, enough: int | None = None) -> None:
+        """Run trials at some rates; `enough` of them, or all where nothing else can be opened any more.
+
+        The store holds what was asked for, so that no fault of a rate that nobody needs is drawn.
+        """
         campaign = Campaign(**self.base, ber=rates, repeat=repeat)
-        with closing(self.open(campaign, SWEEP, places)) as running:
+        with closing(self.open(campaign, SWEEP)) as running:
             for n, _ in enumerate(running.until(self.last), 1):
                 if enough is not None and n >= enough and self.opens_again:
                     return

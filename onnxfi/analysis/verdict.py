@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from onnxfi.analysis.census import Census
 from onnxfi.analysis.fit import FitBudget
 from onnxfi.campaign.report.findings import (
-    WIDEST,
     golden_sentence,
     harm_sentences,
     harm_shares,
@@ -19,9 +18,11 @@ from onnxfi.campaign.report.findings import (
     sweep_sentences,
 )
 from onnxfi.campaign.report.html_page import command_of
+from onnxfi.campaign.report.ranking_text import more_trials
 from onnxfi.campaign.report.ranking_text import sentences as ranking_sentences
 from onnxfi.campaign.report.rates import CampaignRates
 from onnxfi.campaign.results.store import Store
+from onnxfi.statistics.adaptive import FIRST_ROUND
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def verdict(
         lines += single_sentences(ranking)
         lines += harm_sentences(ranking)
         if ranking.look is not None and ranking.look.ranking is not None:
-            lines += [f"Ranking: {line}." for line in ranking_sentences(ranking.look.ranking)]
+            lines.append(f"Ranking of layers: {'; '.join(ranking_sentences(ranking.look.ranking))}.")
         lines += _more_time(ranking)
     if budget is not None:
         low, _, high = budget.fit
@@ -68,15 +69,23 @@ def _more_time(found: CampaignRates) -> Iterator[str]:
     """Yield how long a sharper answer takes."""
     with Store.open(found.store) as opened:
         times = opened.times()
-    trials, seconds = len(times), math.fsum(times)
-    if found.look is None or not trials:
+    look, trials = found.look, len(times)
+    if look is None or not trials:
         return
-    i = found.look.interval
-    if i.half_width > WIDEST:
+    each = math.fsum(times) / trials
+
+    def price(more: int) -> str:
+        return f"about {more:,} trials more, {_duration(more * each)} of one core"
+
+    if not look.trials:
+        yield f"No round of trials is complete yet; the first one takes {price(max(FIRST_ROUND - trials, 1))}."
         return
+    i, more = look.interval, more_trials(look.ranking) if look.ranking is not None else 0
+    first = 0 if look.ranking is None else min(look.ranking.standing.top, len(look.ranking.names))
+    order = f"; to settle the order of the first {first} layers takes {price(more)}" if more else ""
     yield (
-        f"The rate over all flips is known to ±{100 * i.half_width:.2g} points; half of that takes about "
-        f"{3 * trials:,} trials more, {_duration(3 * seconds)} of one core."
+        f"With more time: half the width of the interval over all flips (±{100 * i.half_width:.2g} points) takes "
+        f"{price(3 * trials)}{order}."
     )
 
 

@@ -382,8 +382,12 @@ class FaultSpace:
             if times is not None and self.targets[ordinal].times > 1:
                 time, element = np.divmod(element, np.uint64(self.element_counts[ordinal]))
                 times[here] = _times(self.targets[ordinal], time.astype(np.int64))
-            index[here] = _spread(self.elements, self.targets[ordinal], element.astype(np.int64))
+            index[here] = self.elements_of(ordinal, element.astype(np.int64))
         return Sites(target, index, bit, times)
+
+    def elements_of(self, ordinal: int, numbers: Index) -> Index:
+        """Return the flat index in its tensor of numbered elements of a target."""
+        return _spread(self.elements, self.targets[ordinal], numbers)
 
 
 def check_disjoint(targets: Iterable[Target]) -> None:

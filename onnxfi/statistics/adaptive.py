@@ -341,16 +341,18 @@ def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99, *
     V = max(Σ w² (Ỹ - p)² / (Σ w)², v / T) is the variance of the estimate p, at least the
     variance that the last round expects; Wilson's interval is taken for p (1 - p) / V trials with the t quantile of
     (Σ w)² / Σ w² - 1 degrees of freedom. Before max(`fewest`, 4 strata) trials, or a quarter of the population, it is
-    as wide as the bounds. Like every interval from an estimated variance it is too narrow if a rare critical fault has
-    not been drawn yet.
+    a confidence sequence with the rest of alpha. Like every interval from an estimated variance it is too narrow if a
+    rare critical fault has not been drawn yet.
     """
     from scipy.special import stdtrit
 
     alpha = SPENT * (1 - confidence)
     least, most = scores.bounds
     trials, p, w = len(scores.value), estimate(scores), scores.weight
-    if trials < min(max(fewest, _FEWEST_A_STRATUM * strata), scores.population // 4) or least == most:
+    if least == most:
         return _interval(least, most, p, "asymptotic", confidence)
+    if trials < min(max(fewest, _FEWEST_A_STRATUM * strata), scores.population // 4):
+        return replace(confidence_sequence(scores, 1 - (1 - SPENT) * (1 - confidence)), confidence=confidence)
     whole = math.fsum(w)
     expected = float(scores.variance[-1]) / trials
     variance = max(math.fsum((w * (scores.estimates - p)) ** 2) / whole**2, expected, 1e-300)

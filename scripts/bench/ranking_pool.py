@@ -25,7 +25,7 @@ from onnxfi.campaign.run import runner
 
 ROOT = Path(__file__).parents[2]
 #: Networks, and how many trials of a stratum their pools hold at most.
-NETWORKS = {"fashion_cnn": 100, "fashion_cnn_int8_qdq": 60, "fashion_attention": 20, "fashion_gru": 40}
+NETWORKS = {"fashion_cnn": 40, "fashion_cnn_int8_qdq": 60, "fashion_attention": 12, "fashion_gru": 40}
 SAMPLES = 100
 
 

@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Assessment]:
     mlp(folder, hidden=4)
     samples(folder, 16)
     with chdir(folder):
-        return folder, assess("m.onnx", "d.npz", time_s=15, out="a", environment=HERE, provider="cpu", samples=16)
+        return folder, assess("m.onnx", "d.npz", time_s=6, out="a", environment=HERE, provider="cpu", samples=16)
 
 
 def test_it_says_what_its_stores_hold(place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_stop_assesses_what_there_is(place: tuple[Path, Assessment], monkeypat
     assert seen[-1] is found
     assert found.stopped and found.sweep is None and found.ranking is not None
     assert not (folder / "b" / SWEEP).exists() and (folder / "b" / RANKING).is_file()
-    assert any(line.startswith("Ranking: ") for line in found.verdict.sentences)
+    assert any(line.startswith("Ranking of layers: ") for line in found.verdict.sentences)
 
 
 def test_a_time_in_which_nothing_can_begin_is_refused(
@@ -107,7 +107,7 @@ def test_few_trials_give_no_estimate(place: tuple[Path, Assessment], monkeypatch
     monkeypatch.chdir(folder)
     ran(Campaign("m.onnx", "d.npz", single=True, trials=3, bits="30", provider="cpu"), folder / "few.db")
     lines = verdict(found.census, report("few.db"), None, None).sentences
-    assert any("Too few trials to say" in line or "No answer changed" in line for line in lines)
+    assert any("is still open" in line or "No answer changed" in line for line in lines)
     assert not any("of the harm comes from" in line for line in lines)
 
 
@@ -119,6 +119,5 @@ def test_a_network_that_nothing_hurts_is_said_so(
     ran(Campaign("m.onnx", "d.npz", single=True, trials=30, bits="0-3", provider="cpu"), folder / "quiet.db")
     lines = verdict(found.census, report("quiet.db"), None, None).sentences
     assert any(
-        line.startswith("No answer changed under one flipped bit in 30 trials: SDC-1 (silent) is below")
-        for line in lines
+        line.startswith("No answer changed under one flipped bit in 30 trials: SDC-1 is below") for line in lines
     )

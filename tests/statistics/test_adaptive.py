@@ -271,7 +271,8 @@ def test_the_fewest_trials_are_those_of_a_rate_that_never_shows() -> None:
 
 def test_intervals_that_estimate_a_variance_say_nothing_too_early() -> None:
     scores = played_out(strata(2), seed=2, draws=150)
-    assert asymptotic_interval(scores, 4).half_width > 0.4
+    early, sequence = asymptotic_interval(scores, 4), confidence_sequence(scores, 1 - 0.4 * 0.01)  # 0.6 is spent later
+    assert (early.low, early.high) == (sequence.low, sequence.high) and early.method == sequence.method
     assert simple_interval(99, 3, 3, 10_000).half_width > 0.4 > simple_interval(100, 3, 3, 10_000).half_width
 
 

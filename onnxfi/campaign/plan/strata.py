@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.signed_space import SignBits, by_sign
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import (
     AdaptiveFaults,
@@ -23,7 +24,7 @@ from onnxfi.campaign.spec.designs import (
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.registry import parse_fault
-from onnxfi.faults.space import FaultSpace, check_disjoint
+from onnxfi.faults.space import FaultSpace, Target, check_disjoint
 from onnxfi.faults.words import Word
 from onnxfi.statistics.sample_size import allocate, data_aware_p
 
@@ -79,7 +80,9 @@ def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[Planne
         case AdaptiveFaults(rank="bit") if event.unit != "bit":
             raise SpecError(f"rank bit goes by bits, but {event} changes whole words; rank layer or tensor", "rank")
         case AdaptiveFaults(rank="tensor" | "channel" as rank):
-            return tuple(_ranked_fields(space, rank))
+            return tuple(_signed(_ranked_fields(space, rank), fault_targets))
+        case AdaptiveFaults(rank="layer" | "bit"):
+            return tuple(_signed(_fields(space), fault_targets))
         case AdaptiveFaults():
             return (PlannedStratum("all", space, 0),) if design.method == "simple" else tuple(_fields(space))
         case BerSweep() | PerSampleSweep() | VoltageSweep() | TemperatureSweep():
@@ -135,6 +138,31 @@ def _ranked_fields(space: FaultSpace, rank: str) -> Iterator[PlannedStratum]:
             yield from _fields(one, f"{target.id}[{k}]" if count > 1 else target.id)
 
 
+def _signed(strata: Iterable[PlannedStratum], fault_targets: FaultTargets) -> Iterator[PlannedStratum]:
+    """Divide strata of a ranking by the sign of the weight, where a flip can change a float by a factor of 2 or more.
+
+    The others, of its mantissa, change it by little, whichever sign it has.
+    """
+    known: dict[tuple[str, str], SignBits] = {}
+    for stratum in strata:
+        space = stratum.space
+        if not all(_moves(target, places) for target, places in zip(space.targets, space.bit_positions, strict=True)):
+            yield stratum
+            continue
+        for k, target in enumerate(space.targets):
+            if (target.id, space.elements) not in known:
+                known[target.id, space.elements] = SignBits.read(space, k, fault_targets.model.words)
+        signs = tuple(known[target.id, space.elements] for target in space.targets)
+        for sign, part in by_sign(space, signs):
+            yield replace(stratum, label=stratum.label + sign, space=part)
+
+
+def _moves(target: Target, places: tuple[int, ...]) -> bool:
+    """Return True if flips at these places of a stored float change it by a factor of 2 or more, or its sign."""
+    word = target.word
+    return word.signed and word.is_float and not target.is_activation and min(places) >= word.mantissa
+
+
 def _fields(space: FaultSpace, name: str = "") -> Iterator[PlannedStratum]:
     """Strata of an adaptive campaign: in each layer (or in this part) each field of bits of each number format."""
     alone = not name and len({target.word for target in space.targets}) == 1
@@ -163,6 +191,15 @@ def bit_field_label(label: str, layer: str | None) -> str:
 
     >>> bit_field_label("conv1 16-19", "conv1")
     '16-19'
+    """
+    return stratum_kind(label, layer).rstrip("+-")
+
+
+def stratum_kind(label: str, layer: str | None) -> str:
+    """Return the bits, the format and the sign of an adaptive stratum.
+
+    >>> stratum_kind("conv1 float16 14-", "conv1"), bit_field_label("conv1 float16 14-", "conv1")
+    ('float16 14-', 'float16 14')
     """
     return label.removeprefix(f"{layer} ")
 

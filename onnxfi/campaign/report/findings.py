@@ -7,7 +7,7 @@ into DUE is said to be no improvement.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -26,6 +26,8 @@ from onnxfi.tasks.task import Metric, Task
 KEPT = 0.01
 #: Half the width of an interval from which on an estimate is no news.
 WIDEST = 0.1
+#: A low end is no news where the estimate is so many times as large.
+_FAR = 100
 #: The share of all harm that the named bits and layers make up, and how many are named.
 _MOST_HARM, _MOST_NAMED = 0.9, 4
 #: What is left of a sum of shares that is 1, after rounding.
@@ -114,13 +116,14 @@ class Curve:
     losses: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: CampaignRates) -> Curve:
-        """Return the curve of a sweep."""
+    def of(cls, found: CampaignRates, rates: Sequence[float] | None = None) -> Curve:
+        """Return the curve of a sweep, its rates numbered as in `rates`."""
         metric, golden = measured(found)
         losses = {}
-        for place, fold in enumerate(found.by_rate):
+        for number, fold in enumerate(found.by_rate):
             i = fold.estimated(metric.name)
             if i is not None and fold.trials:
+                place = number if rates is None else rates.index(float(fold.key))
                 losses[place] = golden - i.estimate if metric.better == "higher" else i.estimate - golden
         return cls(losses)
 
@@ -177,8 +180,8 @@ def sweep_sentences(found: CampaignRates) -> Iterator[str]:
             yield f"At {fold.key} per {unit}{flips} {said}."
     if curve.lost is None and curve.losses:
         yield "No measured rate costs a point; higher ones would show where that begins."
-    if curve.kept < 0 and curve.losses:
-        yield "Every rate of the sweep costs more than a point; lower rates would show where that begins."
+    if curve.kept < 0 and curve.lost is not None and _surely_lost(found, curve.lost):
+        yield "Every measured rate costs more than a point; lower rates would show where that begins."
     yield from turned_into_due(found)
 
 
@@ -194,9 +197,19 @@ def _kept_or_lost(found: CampaignRates, metric: Metric, i: Interval, trials: int
             return f"the network keeps its answers: {metric.label} {text}, {bound} {metric.text(worst)} ({n})"
         few = f"{n} {'are' if trials != 1 else 'is'} too few to exclude {metric.text(worst)}"
         return f"no loss was seen: {metric.label} {text}, but {few}"
-    sure = best < golden if higher else best > golden
     ends = f"between {metric.text(i.low)} and {metric.text(i.high)}"
-    return f"the network loses answers: {metric.label} {text}, {ends} ({n}{'' if sure else ', too few to be sure'})"
+    if best < golden if higher else best > golden:
+        return f"the network loses answers: {metric.label} {text}, {ends} ({n})"
+    return (
+        f"a loss was seen, but {n} {'are' if trials != 1 else 'is'} too few to be sure: {metric.label} {text}, {ends}"
+    )
+
+
+def _surely_lost(found: CampaignRates, place: int) -> bool:
+    """Return True if a rate of a sweep surely costs something."""
+    metric, golden = measured(found)
+    i = found.by_rate[place].rate(metric.name)
+    return i is not None and (i.high < golden if metric.better == "higher" else i.low > golden)
 
 
 def turned_into_due(found: CampaignRates) -> Iterator[str]:
@@ -226,23 +239,23 @@ def single_sentences(found: CampaignRates) -> Iterator[str]:
     i = found.everything.estimated(metric.name)
     if i is None or metric.bounds != (0, 1):
         return
-    one, trials = _one_fault(found), f"{found.everything.trials:,} trials"
-    if i.estimate <= 0:
-        below = f"is below {metric.text(i.high)}" if i.high <= 0.5 else "is still open: more trials are needed"
-        yield f"No answer changed under {one} in {trials}: {metric.label} {below}."
-        return
-    if i.half_width > WIDEST:
-        yield (
-            f"Too few trials to say how often {one} changes an answer, {trials}: {metric.label} may be anything from "
-            f"{metric.text(i.low)} to {metric.text(i.high)}."
+    one, trials, label = _one_fault(found), f"{found.everything.trials:,} trials", short(metric)
+    if i.estimate <= 0 and i.half_width <= WIDEST:
+        yield f"No answer changed under {one} in {trials}: {label} is below {metric.text(i.high)}."
+    elif i.half_width > WIDEST:
+        most = f"{label} may be as high as {metric.text(i.high)}, and {trials} are too few to say more"
+        yield f"How often {one} changes an answer is still open: {most}."
+    else:
+        ends = (
+            f"between {metric.text(i.low)} and {metric.text(i.high)}"
+            if i.low * _FAR > i.estimate
+            else f"at most {metric.text(i.high)}"
         )
-        return
-    often = f"between one in {1 / i.high:,.0f} and " + (f"one in {1 / i.low:,.0f}" if i.low > 0 else "none")
-    yield (
-        f"{one[0].upper()}{one[1:]} changes one answer in {1 / i.estimate:,.0f} ({metric.label} "
-        f"{metric.text(i.estimate)}; {often}; {trials})."
-    )
-    yield from _weakest(found, metric)
+        yield (
+            f"{one[0].upper()}{one[1:]} changes one answer in {1 / i.estimate:,.0f}: {label} "
+            f"{metric.text(i.estimate)}, {ends} ({trials})."
+        )
+        yield from _weakest(found, metric)
 
 
 def _weakest(found: CampaignRates, metric: Metric) -> Iterator[str]:
@@ -260,7 +273,7 @@ def _weakest(found: CampaignRates, metric: Metric) -> Iterator[str]:
         else f"not sure yet against {listed(behind[:_MOST_NAMED])}"
         + (f" and {len(behind) - _MOST_NAMED:,} more" if len(behind) > _MOST_NAMED else "")
     )
-    yield f"The layer that suffers most from a fault is {name}: {metric.label} {metric.interval(first)}; {rest}."
+    yield f"The layer that suffers most from a fault is {name}: {short(metric)} {metric.interval(first)}; {rest}."
 
 
 def sure_enough(found: CampaignRates) -> bool:
@@ -269,74 +282,99 @@ def sure_enough(found: CampaignRates) -> bool:
     return i is not None and i.half_width <= WIDEST
 
 
-def harm_shares(found: CampaignRates, by: str) -> list[tuple[str, float]]:
-    """Return the share of the harm of single flips in each layer, or at each bit, the largest first.
+@dataclass(frozen=True)
+class HarmShares:
+    """The harm of single flips: its share by layer and bit, and the trials that did any.
 
-    A trial stands for the faults of its stratum that were not drawn as well. `by` is "layer" or "bit". Empty where no
-    trial did harm, or a trial lies in no one layer.
+    A trial stands for the faults of its stratum that were not drawn as well. A layer or bit is None where a trial lies
+    in no one of them.
     """
-    metric = found.task.metric(found.task.headline)
-    values, strata = found.trials.of(metric.name), {s["stratum"]: s for s in found.strata}
-    here = ~np.isnan(values)
-    place, cells = found.trials.cells()
-    sums: dict[tuple[int, str], float] = {}
-    counts: dict[int, int] = {}
-    harms = np.bincount(place[here], np.maximum(values[here], 0.0), len(cells)).tolist()
-    for (stratum, layer, bit), n, done in zip(
-        cells, np.bincount(place[here], minlength=len(cells)).tolist(), harms, strict=True
-    ):
-        if not n:
-            continue
-        if (key := _place(strata[stratum], layer, bit, by)) is None:
-            return []
-        counts[stratum] = counts.get(stratum, 0) + n
-        sums[stratum, key] = sums.get((stratum, key), 0.0) + done
-    harm: dict[str, float] = {}
-    for (stratum, key), total in sums.items():
-        harm[key] = harm.get(key, 0.0) + total / counts[stratum] * strata[stratum]["population"]
-    total = math.fsum(harm.values())
-    return sorted(((key, one / total) for key, one in harm.items()), key=lambda row: -row[1]) if total > 0 else []
+
+    shares: Mapping[tuple[str | None, str | None], float]
+    trials: int
+
+    @classmethod
+    def of(cls, found: CampaignRates) -> HarmShares:
+        """Read the harm of a campaign of single faults."""
+        metric = found.task.metric(found.task.headline)
+        values, strata = found.trials.of(metric.name), {s["stratum"]: s for s in found.strata}
+        here = ~np.isnan(values)
+        place, cells = found.trials.cells()
+        sums: dict[tuple[int, str | None, str | None], float] = {}
+        counts: dict[int, int] = {}
+        harms = np.bincount(place[here], np.maximum(values[here], 0.0), len(cells)).tolist()
+        for (stratum, layer, bit), n, done in zip(
+            cells, np.bincount(place[here], minlength=len(cells)).tolist(), harms, strict=True
+        ):
+            if n:
+                counts[stratum] = counts.get(stratum, 0) + n
+                key = stratum, strata[stratum]["layer"] or layer, _bits(strata[stratum], bit)
+                sums[key] = sums.get(key, 0.0) + done
+        harm: dict[tuple[str | None, str | None], float] = {}
+        for (stratum, layer, bits), total in sums.items():
+            part = total / counts[stratum] * strata[stratum]["population"]
+            harm[layer, bits] = harm.get((layer, bits), 0.0) + part
+        total = math.fsum(harm.values())
+        return cls({key: one / total for key, one in harm.items()} if total > 0 else {}, int((values[here] > 0).sum()))
+
+    def by(self, key: str, bits: Collection[str] = ()) -> list[tuple[str, float]]:
+        """Return the share in each "layer" or "bit", the largest first; of `bits` alone where some are given."""
+        place, found = ("layer", "bit").index(key), dict[str, float]()
+        for one, share in self.shares.items():
+            name = one[place]
+            if name is None:
+                return []
+            if not bits or one[1] in bits:
+                found[name] = found.get(name, 0.0) + share
+        return sorted(found.items(), key=lambda row: -row[1])
 
 
-def _place(stratum: Mapping[str, Any], layer: str | None, bit: int | None, by: str) -> str | None:
-    """Return the layer or the bits that a trial's harm belongs to."""
-    if by == "layer":
-        return stratum["layer"] or layer
+def harm_shares(found: CampaignRates, by: str) -> list[tuple[str, float]]:
+    """Return the share of the harm of single flips in each "layer", or at each "bit", the largest first.
+
+    Empty where no trial did harm, or a trial lies in no one layer.
+    """
+    return HarmShares.of(found).by(by)
+
+
+def _bits(stratum: Mapping[str, Any], bit: int | None) -> str | None:
+    """Return the bits that a trial's harm belongs to."""
     if stratum["layer"] is not None and stratum["label"] not in (stratum["layer"], f"{stratum['layer']} bit {bit}"):
         return bit_field_label(stratum["label"], stratum["layer"])
     return None if bit is None else str(bit)
 
 
 def harm_sentences(found: CampaignRates) -> Iterator[str]:
-    """Yield from which bits and layers most of the harm comes."""
-    if not sure_enough(found):
+    """Yield from which bits of which layers most of the harm comes, and what their protection would bring."""
+    metric = found.task.metric(found.task.headline)
+    i = found.everything.estimated(metric.name)
+    if i is None or not sure_enough(found) or i.estimate <= 0:
         return
-    bits = _leading(harm_shares(found, "bit"))
-    layers = _leading(harm_shares(found, "layer"))
-    names = [f"bit {key}" if key.isdecimal() else f"bits {key}" for key, _ in bits]
-    left = 1 - sum(share for _, share in bits)
-    would = f"; protecting that would leave about {_one_digit(left)} of it" if left > _NOTHING else ""
-    yield from _where(bits, names, "bits", would)
-    yield from _where(layers, [key for key, _ in layers], "layers")
-
-
-def _where(rows: Sequence[tuple[str, float]], names: Sequence[str], kind: str, would: str = "") -> Iterator[str]:
-    """Yield from which parts most of the harm comes; of less than half of it only that it is spread."""
-    if not rows:
+    harm = HarmShares.of(found)
+    bits, layers = _leading(harm.by("bit")), harm.by("layer")
+    where, named = "", _leading(layers)
+    if bits:
+        where = listed([f"bit {key}" if key.isdecimal() else f"bits {key}" for key, _ in bits])
+        named = _leading(harm.by("layer", [key for key, _ in bits]))
+    rows = named
+    if layers and len(named) < len(found.by_layer):
+        names = listed([key for key, _ in named])
+        many = f"{len(named)} of {len(found.by_layer):,} layers ({names})"
+        where += f"{' of ' if where else ''}{names if len(named) == 1 else many}"
+    elif bits:
+        rows = bits
+    if not where or not rows:
         return
-    if sum(share for _, share in rows) < _MOST_HARM / 2:
-        yield f"The harm is spread: the {len(rows)} worst {kind} make up about {_together(rows)} of it."
+    did = f"{harm.trials:,} trials that did any" if harm.trials != 1 else "one trial that did any"
+    if math.fsum(share for _, share in rows) < _MOST_HARM / 2:
+        yield f"The harm is spread: {where} make up about {_together(rows)} of it, by the {did}."
         return
-    yield f"About {_together(rows)} of the harm comes from {listed(names)}{would}."
-
-
-def _one_digit(share: float) -> str:
-    """Return a share as text with one digit.
-
-    >>> _one_digit(0.831), _one_digit(0.0312), _one_digit(0.00049)
-    ('80 %', '3 %', '0.05 %')
-    """
-    return f"{float(f'{100 * share:.1g}'):.15g} %"
+    left = i.estimate * max(1 - math.fsum(share for _, share in rows), 0.0)
+    fewer = metric.text(left) if left > _NOTHING else "next to nothing"
+    yield (
+        f"About {_together(rows)} of the harm comes from {where}, by the {did}: without it {short(metric)} would fall "
+        f"from {metric.text(i.estimate)} to about {fewer}."
+    )
 
 
 def due_sentences(found: CampaignRates) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial
-from onnxfi.campaign.plan.strata import bit_field_label
+from onnxfi.campaign.plan.strata import bit_field_label, stratum_kind
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.campaign.spec.designs import AdaptiveFaults
 from onnxfi.errors import SpecError
@@ -168,9 +168,9 @@ class Layout:
     @classmethod
     def of(cls, strata: list[dict[str, Any]], rank: str = "none") -> Layout:
         """Return the layout of a store."""
-        fields = [bit_field_label(s["label"], s["layer"]) for s in strata]
+        fields = [stratum_kind(s["label"], s["layer"]) for s in strata]
         sizes = np.array([s["population"] for s in strata], np.float64)
-        ranked = fields if rank == "bit" else [str(s["layer"]) for s in strata]
+        ranked = [bit_field_label(s["label"], s["layer"]) if rank == "bit" else str(s["layer"]) for s in strata]
         (parents, _), (groups, names) = _numbered(fields), _numbered(ranked)
         return cls(sizes, parents, groups, names)
 
