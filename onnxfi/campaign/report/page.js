@@ -225,7 +225,7 @@ const heat = (place, one, now, c) => {
 };
 
 const showTrials = (place, one, rows, now, c, shown = ROWS) => {
-  const some = rows.slice(0, shown), metrics = one.trials.metrics, swept = rows.some((row) => row.rate !== null), placed = rows.some((row) => row.layer !== null);
+  const some = rows.slice(0, shown), metrics = one.trials.metrics, swept = rows.some((row) => row.rate !== null), placed = 2 * rows.filter((row) => row.layer !== null).length > rows.length;
   const kept = one.trials.columns.trial.length;
   const note = kept < one.trials.all ? ` The page lists ${count(kept)} of ${count(one.trials.all)} trials, those that did most harm.` : "";
   const columns = [["Trial", true], ...(swept ? [["Rate"]] : []), ...(placed && now.layer === null ? [["Layer", true, "place"]] : []), ...(placed && now.bit === null ? [["Bit", false, "place"]] : []), ["Outcome"], ...metrics.map((m) => [m.label]), ["Fault", true]];
