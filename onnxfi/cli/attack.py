@@ -9,6 +9,7 @@ import click
 
 from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options, selector_of
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.attacks.attack import Attack, Defended, Search
@@ -93,7 +94,7 @@ _LONGEST_SITE = 36
     metavar="MODEL",
     help="Score the flips on this model too, as on a protected one: it has the same tensors. Repeatable.",
 )
-@click.option("-o", "--out", type=PATH, metavar="FILE", help="Fault list to write; trial k has the first k flips.")
+@click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Fault list to write; trial k has the first k flips.")
 @LINKS
 @JSON
 def command(

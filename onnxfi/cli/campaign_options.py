@@ -14,14 +14,13 @@ from onnxfi.cli.options import (
     LINKS,
     MEMORY,
     NEURONS,
-    PATH,
     STAGE,
-    SourceFile,
     given_flags,
     hardware_fault,
     run_options,
     select_options,
 )
+from onnxfi.cli.streams import STORE, SourceFile
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 SOURCE = click.argument("source", metavar="MODEL|PIPELINE.yaml|SPEC.yaml|PLAN.jsonl", type=SourceFile())
-STORE_ARGUMENT = click.argument("store", metavar="STORE", type=PATH)
+STORE_ARGUMENT = click.argument("store", metavar="STORE", type=STORE)
 
 _TRIALS = (
     click.option("--ber", metavar="RATES", help="Sweep over bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."),

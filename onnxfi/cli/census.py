@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, select_options, selector_of
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, select_options, selector_of
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.analysis.census import Census, CensusRow
@@ -21,7 +22,7 @@ _COMMON = 0.01
 @click.command("census", cls=GroupedCommand, short_help="Count the effect of every bit flip; nothing is run.")
 @MODEL
 @select_options
-@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Write a line for each bit of each target.")
+@click.option("--csv", "csv_file", type=OUTPUT, metavar="FILE", help="Write a line for each bit of each target.")
 @LINKS
 @JSON
 def command(model: Path, csv_file: Path | None, as_json: bool, allow_links: bool, **flags: Any) -> None:

@@ -21,6 +21,7 @@ from onnxfi.cli.options import (
     given_flags,
     run_options,
 )
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.campaign.gate.check import Checked
@@ -33,8 +34,8 @@ _OPTIONS = (
     click.option("--write-budget", is_flag=True, help="Measure MODEL and write FILE, with limits that it meets with a margin."),
     click.option("--force", is_flag=True, help="With --write-budget: overwrite FILE, but keep its campaign and choice of limits."),
     click.option("--baseline", type=_PATH, metavar="STORE|JSON", help="Baseline of limits on changes: a store, or the output of --json."),
-    click.option("--junit", type=_PATH, metavar="FILE", help="Write JUnit XML, with a test case for each limit."),
-    click.option("--markdown", type=_PATH, metavar="FILE", help="Write a summary for a pull request."),
+    click.option("--junit", type=OUTPUT, metavar="FILE", help="Write JUnit XML, with a test case for each limit."),
+    click.option("--markdown", type=OUTPUT, metavar="FILE", help="Write a summary for a pull request."),
     click.option("-o", "--out", type=_PATH, metavar="STORE", help="Store of the trials, to resume a check (default: a temporary store)."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed that replaces the budget's."),
     click.option("--time", "time_s", type=Duration(), metavar="TIME", help="Time limit, in seconds or as 10m: limits not measured by then are not decided."),

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from onnxfi.cli.completion import answered
+from onnxfi.cli.streams import named
 
 #: The commands, each a module of this package, in the order of `onnxfi --help`.
 COMMANDS = (
@@ -153,7 +154,7 @@ def _fail(message: str) -> NoReturn:
     _LOG.debug("traceback:", exc_info=True)
     try:
         # A word of thousands of characters is cut.
-        short = re.sub(r"\S{400,}", lambda word: word[0][:200] + "…", printable(message))
+        short = re.sub(r"\S{400,}", lambda word: word[0][:200] + "…", named(printable(message)))
         click.echo(f"onnxfi: error: {short}", err=True)
     except OSError:  # standard error is closed
         _discard_output()

@@ -21,6 +21,7 @@ from onnxfi.cli.options import (
     run_options,
     select_options,
 )
+from onnxfi.cli.streams import OUTPUT, InputFile
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @click.command("compare", cls=GroupedCommand, short_help="Compare versions of a network at the same bit error rates.")
-@click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=InputFile())
 @click.option("--ber", metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3.")
 @click.option("--paired", is_flag=True, help="Run the same faults on two models, and compare them trial by trial.")
 @click.option(
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--html",
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     metavar="FILE",
     help="Write one offline HTML page of all of them side by side, with their differences; needs the extra `report`.",
 )

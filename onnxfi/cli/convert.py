@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.options import JSON, GroupedCommand
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.converters import Converted
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     "convert", cls=GroupedCommand, short_help="Convert a model of PyTorch, Keras, TensorFlow or scikit-learn to ONNX."
 )
 @click.argument("source", metavar="SOURCE")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="ONNX file to write.")
+@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="ONNX file to write.")
 @click.option(
     "--from",
     "framework",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand
+from onnxfi.cli.streams import OUTPUT, InputFile
 
 #: Rows of the table.
 _MOST_ROWS = 20
@@ -14,9 +15,9 @@ _MOST_ROWS = 20
 
 @click.command("diff", cls=GroupedCommand, short_help="Print which bits of OTHER differ from MODEL.")
 @MODEL
-@click.argument("other", metavar="OTHER", type=PATH)
-@click.option("--save-faults", type=PATH, metavar="FILE", help="Write the differing bits as a fault list of MODEL.")
-@click.option("--repair", type=PATH, metavar="OUT", help="Write OTHER with the words of MODEL.")
+@click.argument("other", metavar="OTHER", type=InputFile())
+@click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the differing bits as a fault list of MODEL.")
+@click.option("--repair", type=OUTPUT, metavar="OUT", help="Write OTHER with the words of MODEL.")
 @LINKS
 @JSON
 def command(

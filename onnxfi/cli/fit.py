@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.streams import STORE
 
 if TYPE_CHECKING:
     from onnxfi.analysis.fit import FitBudget, FitPart, Range
@@ -17,7 +18,7 @@ _LONGEST_NAME = 18
 
 
 @click.command("fit", cls=GroupedCommand, short_help="Compute the FIT of a network from its campaigns.")
-@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=PATH)
+@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=STORE)
 @click.option(
     "--environment",
     required=True,

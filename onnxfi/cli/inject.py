@@ -15,14 +15,13 @@ from onnxfi.cli.options import (
     CODE,
     JSON,
     LINKS,
-    PATH,
     PIPELINE,
     STAGE,
     GroupedCommand,
-    OutputFile,
     run_options,
     select_options,
 )
+from onnxfi.cli.streams import LIST, OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -54,7 +53,7 @@ _MAX_LISTED = 10_000
     metavar="SITE",
     help="Inject a fault at this site: conv1.weight[3,0,1,2]:30. Repeatable.",
 )
-@click.option("--faults", type=PATH, metavar="FILE", help="Replay a fault list.")
+@click.option("--faults", type=LIST, metavar="FILE", help="Replay a fault list.")
 @click.option("--undo", is_flag=True, help="With --faults: restore the original from the faulty MODEL.")
 @click.option(
     "--fault",
@@ -85,11 +84,11 @@ _MAX_LISTED = 10_000
 @click.option(
     "-o",
     "--out",
-    type=OutputFile(),
+    type=OUTPUT,
     metavar="OUT",
     help="Faulty model to write (default: MODEL-stem.faulty.onnx in this folder).",
 )
-@click.option("--save-faults", type=PATH, metavar="FILE", help="Write the fault list.")
+@click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the fault list.")
 @run_options
 @STAGE
 @LINKS

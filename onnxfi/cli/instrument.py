@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, GroupedCommand, OutputFile, select_options
+from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, GroupedCommand, select_options
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -73,7 +74,7 @@ def opset_of(flags: dict[str, Any]) -> int | str:
 @click.option(
     "-o",
     "--out",
-    type=OutputFile(),
+    type=OUTPUT,
     metavar="OUT",
     help="Model to write (default: MODEL-stem.armed.onnx in this folder; of neurons MODEL-stem.exposed.onnx).",
 )

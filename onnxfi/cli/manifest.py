@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, OutputFile
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand
+from onnxfi.cli.streams import OUTPUT
 
 
 @click.command("manifest", cls=GroupedCommand, short_help="Write a hash for each tensor of MODEL.")
@@ -14,7 +15,7 @@ from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, OutputFile
 @click.option(
     "-o",
     "--out",
-    type=OutputFile(),
+    type=OUTPUT,
     metavar="FILE",
     help="Manifest to write (default: MODEL.manifest.json in this folder).",
 )

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.streams import STORE
 
 
 @click.command("merge", cls=GroupedCommand, short_help="Merge several stores of one campaign.")
 @click.argument("out", type=PATH)
-@click.argument("stores", metavar="IN…", nargs=-1, required=True, type=PATH)
+@click.argument("stores", metavar="IN…", nargs=-1, required=True, type=STORE)
 @JSON
 def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
     """Merge several stores of one campaign into OUT; a trial that is in several counts once.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+from onnxfi.cli.streams import InputFile
 
 if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
@@ -29,83 +27,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PATH = click.Path(readable=False, path_type=Path)
 
 
-#: Name of the scratch file of a model from standard input.
-STDIN = "stdin.onnx"
-
-
-class _ModelPath(click.Path):
-    """The path of a model; of standard input, given as `-`, that of a scratch file with what came from there."""
-
-    def __init__(self) -> None:
-        super().__init__(readable=False, path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value != "-" or ctx is None:
-            return super().convert(value, param, ctx)
-        from onnxfi.graph.write.scratch_folder import scratch_folder
-
-        if sys.stdin is None or sys.stdin.isatty():
-            self.fail("'-' is standard input, where no model comes from; pipe one into it", param, ctx)
-        file = ctx.with_resource(scratch_folder()) / STDIN
-        with file.open("wb") as stream:
-            shutil.copyfileobj(sys.stdin.buffer, stream)
-        return file
-
-
-class SourceFile(_ModelPath):
-    """The path of a campaign's source; of standard input that of a scratch file, named .yaml where it is a spec."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path, also of what came from standard input."""
-        file = super().convert(value, param, ctx)
-        if value == "-" and file.name == STDIN:
-            with file.open("rb") as stream:
-                spec = re.match(rb"(?:#.*\s*)*[a-z_]+:", stream.read(4096))
-            return file.rename(file.with_suffix(".yaml")) if spec else file
-        return file
-
-
-class OutputFile(click.Path):
-    """The path of an output; of standard output, given as `-`, that of a scratch file which goes there in the end.
-
-    What the command prints goes to standard error then.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(readable=False, path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path, also of what goes to standard output."""
-        if value != "-" or ctx is None:
-            return super().convert(value, param, ctx)
-        from onnxfi.graph.write.scratch_folder import scratch_folder
-
-        stream = getattr(sys.stdout, "buffer", None)
-        if stream is None or sys.stdout.isatty():
-            self.fail("'-' is standard output, which is a terminal; send it to a file or another program", param, ctx)
-        file = ctx.with_resource(scratch_folder()) / "stdout"
-        ctx.with_resource(_to_stdout(file, stream))
-        return file
-
-
-@contextmanager
-def _to_stdout(file: Path, stream: BinaryIO) -> Iterator[None]:
-    """Let prints go to standard error, and in the end write a file, where it was made, to a stream."""
-    with redirect_stdout(sys.stderr):
-        yield
-    beside = [path.name for path in file.parent.glob(f"{file.name}.*")]
-    if beside:
-        raise click.UsageError(
-            f"the model has external data ({beside[0]}), so it is more than one file; give a name with -o"
-        )
-    if file.exists():
-        with file.open("rb") as made:
-            shutil.copyfileobj(made, stream)
-        stream.flush()
-
-
-MODEL = click.argument("model", metavar="MODEL", type=_ModelPath())
-PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=_ModelPath())
+MODEL = click.argument("model", metavar="MODEL", type=InputFile())
+PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=InputFile())
 
 _SELECT = (
     click.option("--include", multiple=True, metavar="PATTERN", help="Select targets, nodes or layers: a substring, =exact, a glob, or re:expression. Repeatable."),

@@ -9,6 +9,7 @@ import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
 from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.campaign.plan.plan import Plan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 )
 @SOURCE
 @campaign_options
-@click.option("-o", "--out", type=PATH, metavar="PLAN.jsonl", help="Write all trials as a fault list.")
+@click.option("-o", "--out", type=OUTPUT, metavar="PLAN.jsonl", help="Write all trials as a fault list.")
 @click.option(
     "--times",
     type=PATH,

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxfi.cli.options import CODE, JSON, PATH, GroupedCommand
+from onnxfi.cli.streams import OUTPUT, STORE
 
 if TYPE_CHECKING:
     from onnxfi.analysis.planner.plan_protection import PlannedPart, PlannedProtection
 
 
 @click.command("plan-protection", cls=GroupedCommand, short_help="Plan which layers get which protection in a budget.")
-@click.argument("stores", nargs=-1, required=True, type=PATH, metavar="STORE…")
+@click.argument("stores", nargs=-1, required=True, type=STORE, metavar="STORE…")
 @click.option(
     "--budget",
     required=True,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     help="Layers that get no protection, as quantisers that cannot be changed. Repeatable.",
 )
 @click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that run trials.")
-@click.option("-o", "--out", type=PATH, metavar="FILE", help="Plan to write (YAML).")
+@click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Plan to write (YAML).")
 @CODE
 @JSON
 def command(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, GroupedCommand, OutputFile, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, GroupedCommand, run_options
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.protection.protect import Protected
@@ -47,7 +48,7 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
 @click.option("--plan", type=PATH, metavar="FILE", help="Plan of onnxfi plan-protection, instead of --with.")
 @click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
 @run_options
-@click.option("-o", "--out", type=OutputFile(), required=True, metavar="OUT", help="Model to write.")
+@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write.")
 @LINKS
 @CODE
 @JSON

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, OutputFile, run_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, run_options
+from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
     from onnxfi.runtime.quantize.quantize import Quantised
@@ -78,7 +79,7 @@ _RECIPE_FIELDS = (
 )
 @click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
 @run_options
-@click.option("-o", "--out", type=OutputFile(), required=True, metavar="OUT", help="Model to write.")
+@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write.")
 @LINKS
 @JSON
 def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxfi.cli.options import CODE, JSON, PATH, GroupedCommand
+from onnxfi.cli.streams import OUTPUT, STORE
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.rates import Fold
@@ -26,10 +27,10 @@ _TOP = 20
 @click.command(
     "report", cls=GroupedCommand, short_help="Print the rates of a campaign; write a page, figures or tables."
 )
-@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=PATH)
+@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=STORE)
 @click.option(
     "--html",
-    type=PATH,
+    type=OUTPUT,
     metavar="FILE",
     help="Write one offline HTML page: the verdict, the network layer by layer down to one fault, charts, tables, the command that repeats the campaign.",
 )

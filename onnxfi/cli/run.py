@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH, STDIN, Duration, GroupedCommand
+from onnxfi.cli.options import JSON, PATH, Duration, GroupedCommand
+from onnxfi.cli.streams import from_stdin
 from onnxfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def command(
 
 def _kept(source: Path, out: Path | None) -> Path:
     """Return the source; a model from standard input is kept beside its store, which is resumed with it."""
-    if source.name != STDIN or source.parent.parent != Path(tempfile.gettempdir()):
+    if source.suffix != ".onnx" or not from_stdin(source):
         return source
     if out is None:
         raise click.UsageError("a model from standard input is kept beside its store; name that with -o STORE")

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from onnxfi.cli.campaign_options import STORE_ARGUMENT
-from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.options import JSON, GroupedCommand
+from onnxfi.cli.streams import OUTPUT
 
 
 @click.command(
@@ -17,7 +18,7 @@ from onnxfi.cli.options import JSON, PATH, GroupedCommand
 )
 @STORE_ARGUMENT
 @click.argument("trial", type=click.IntRange(1))
-@click.option("--export", type=PATH, metavar="FILE", help="Write the faulty model of the trial.")
+@click.option("--export", type=OUTPUT, metavar="FILE", help="Write the faulty model of the trial.")
 @JSON
 def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None:
     """Show the faults of one trial, word by word, and its outcome."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxfi.cli.streams import named
 from onnxfi.graph.model.byte_source import printable
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def cut_middle(text: str, width: int) -> str:
 
 def print_line(text: str) -> None:
     """Print a line to standard output."""
-    click.echo(printable(text))
+    click.echo(named(printable(text)))
 
 
 def print_comparison(golden: Evaluation, faulty: Evaluation) -> None:
@@ -143,12 +144,12 @@ def print_comparison(golden: Evaluation, faulty: Evaluation) -> None:
 
 def print_note(text: str) -> None:
     """Print a note to standard error."""
-    click.echo(f"onnxfi: {printable(text)}", err=True)
+    click.echo(f"onnxfi: {named(printable(text))}", err=True)
 
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one strict JSON document, in ASCII, so that no name in it can control the terminal."""
-    click.echo(json.dumps(values, allow_nan=False, indent=2))
+    click.echo(named(json.dumps(values, allow_nan=False, indent=2)))
 
 
 def count(n: int, noun: str) -> str:

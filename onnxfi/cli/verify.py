@@ -11,18 +11,18 @@ from onnxfi.cli.options import (
     JSON,
     LINKS,
     MODEL,
-    PATH,
     SELECTION,
     GroupedCommand,
     refuse_flags,
     select_options,
     selector_of,
 )
+from onnxfi.cli.streams import InputFile
 
 
 @click.command("verify", cls=GroupedCommand, short_help="Compare MODEL with its manifest, tensor by tensor.")
 @MODEL
-@click.argument("manifest_file", metavar="MANIFEST", type=PATH)
+@click.argument("manifest_file", metavar="MANIFEST", type=InputFile(".json"))
 @select_options
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."

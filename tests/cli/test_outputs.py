@@ -40,8 +40,8 @@ FILES: dict[str, tuple[Any, ...]] = {
     "check --write-budget": ("check", "m.onnx", "--data", "d.npz", "--workers", 0, "--write-budget", "--budget"),
     "report --html": ("report", "s.db", "--html"),
 }
-#: Models, which go to standard output as well.
-TO_STDOUT = {name for name in FILES if name.split()[0] in ("inject", "instrument", "quantize") and name.endswith(" -o")}
+#: Stores and budgets need a name; every other file goes to standard output as well.
+NAMED = {"run -o", "run --fresh -o", "merge", "check -o", "check --write-budget"}
 FOLDERS: dict[str, tuple[Any, ...]] = {
     "report --csv": ("report", "s.db", "--csv"),
     "report of two --csv": ("report", "s.db", "t.db", "--csv"),
@@ -90,7 +90,7 @@ def test_a_file_goes_to_no_pipe_link_folder_or_dash(run: Run, place: Path, kind:
         ("link", "is a device or pipe; give the name of a file"),
         ("folder", "is a directory; give a file name"),
         (".", "is a directory; give a file name"),
-        *([] if kind in TO_STDOUT else [("-", "cannot be '-'")]),
+        *([("-", "cannot be '-'")] if kind in NAMED else []),
         ("none/x", "no folder 'none' to write 'x' into; make it first"),
     ):
         words = [where if word == "OUT" else word for word in FILES[kind]]
