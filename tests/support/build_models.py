@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from protobuf_reader import LAYOUT
 
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
@@ -77,10 +77,6 @@ def floats(name: str, *dims: int, start: float = 1.0) -> TensorProto:
 
 def ints(name: str, values: Any, dtype: str = "int64") -> TensorProto:
     return onnx.numpy_helper.from_array(np.array(values, dtype), name)
-
-
-def graph_attribute(name: str, body: GraphProto) -> AttributeProto:
-    return helper.make_attribute(name, body)
 
 
 def entries(data_type: int, words: Sequence[int]) -> list[int]:
