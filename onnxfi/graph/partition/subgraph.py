@@ -28,6 +28,7 @@ from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.loading import Model, parse, parsed
 from onnxfi.graph.model.protobuf_scan import record_number
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
+from onnxfi.graph.partition.blocked_layout import ADDS, images_in_blocks
 from onnxfi.graph.partition.stripped_tensors import stored_location, strip_numbers
 from onnxfi.graph.passes.graph_edit import used_names
 from onnxfi.graph.write.byte_edits import ByteSplice
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     import onnx
 
 _TWO = 2
-#: Operators that runtimes fuse with the convolution before them.
-ADDS = frozenset(("Add", "Sum"))
 #: TensorProto's numbers of float16 and bfloat16.
 _HALVES = frozenset((10, 16))
 #: The path of a tensor inside a node: attribute, graph in it, inner node, …, and at last its number among the
@@ -177,6 +176,18 @@ class PartitionGraph:
                 found.add(k)
                 known.update(node.output)
         return frozenset(found)
+
+    @cached_property
+    def constant_names(self) -> frozenset[str]:
+        """Return the names of stored tensors, and of what is computed of them alone."""
+        nodes = self.proto.graph.node
+        return frozenset({*self.stored, ""}.union(*(nodes[k].output for k in self.constant)))
+
+    @cached_property
+    def in_blocks(self) -> frozenset[str]:
+        """Return the activations that a runtime lays in blocks of channels, if it does so."""
+        nodes = (node for k, node in enumerate(self.proto.graph.node) if k not in self.constant)
+        return images_in_blocks(nodes, self.constant_names) if self.blocks else frozenset()
 
     @cached_property
     def in_order(self) -> bool:

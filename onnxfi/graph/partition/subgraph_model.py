@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from onnxfi.graph.model.byte_source import StoredArray
+from onnxfi.graph.partition.blocked_layout import keep_blocks
 from onnxfi.graph.partition.stripped_tensors import LARGE_BYTES, strip_numbers
-from onnxfi.graph.partition.subgraph import ADDS, PartitionGraph, TensorLocation, at, body, tensor_at
+from onnxfi.graph.partition.subgraph import PartitionGraph, TensorLocation, at, body, tensor_at
 
 if TYPE_CHECKING:
     import onnx
@@ -95,7 +96,8 @@ def extract_model(
     if lifted is not None:
         _lift(graph.node[keep.index(lifted.node)], lifted)
     if net.blocks:
-        _block(graph, feeds)
+        images = {name for name, (kind, shape) in feeds.items() if kind == FLOAT and len(shape or ()) == _IMAGE_DIMS}
+        keep_blocks(graph, images, net.in_blocks, net.constant_names)
     return SubgraphModel(made.SerializeToString(), stored)
 
 
@@ -107,38 +109,6 @@ def _declared(
     if shape is None or declared is None or declared.elem_type != kind or len(declared.shape.dim) != len(shape):
         return shape
     return [(dim.dim_param or None) if own is None else own for own, dim in zip(shape, declared.shape.dim, strict=True)]
-
-
-def _block(graph: onnx.GraphProto, feeds: Mapping[str, InputType]) -> None:
-    """Make a model sum in the same order as the whole model, if images lie in blocks of channels.
-
-    On blocks a runtime fuses a convolution with the addition after it, and computes means in another order. So inputs
-    go through an operator that runs on blocks and changes nothing (except −0, which becomes 0).
-    """
-    from onnx import helper
-
-    images = {name for name, (kind, shape) in feeds.items() if kind == FLOAT and len(shape or ()) == _IMAGE_DIMS}
-    makers = {name: node for node in graph.node for name in node.output}
-    given = {o.name for o in graph.output}
-
-    def fed(name: str) -> str:
-        """Return the first of the activations that lead to a name by operators of one input."""
-        for _ in graph.node:  # a cycle would have no end
-            if name not in makers or len(makers[name].input) != 1:
-                break
-            name = makers[name].input[0]
-        return name
-
-    laid = dict[str, str]()
-    for node in (node for node in graph.node if node.domain in ("", "ai.onnx")):
-        of_convolutions = any(n in makers and makers[n].op_type == "Conv" and n not in given for n in node.input)
-        names = [*node.input] if node.op_type in ADDS and of_convolutions else []
-        names += [fed(node.input[0])] if node.op_type == "GlobalAveragePool" else []
-        laid |= {name: f"{name} in blocks" for name in names if name in images}
-    for node in graph.node if laid else ():
-        node.input[:] = [laid.get(name, name) for name in node.input]
-    for name, other in laid.items():
-        graph.node.insert(0, helper.make_node("AveragePool", [name], [other], kernel_shape=[1, 1]))
 
 
 def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: TensorLocation) -> onnx.TensorProto:

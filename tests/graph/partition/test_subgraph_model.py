@@ -18,7 +18,8 @@ from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 BLOCK = """
 <ir_version: 10, opset_import: ["" : 20]>
-block (float[N,16,5,5] x) => (float[N,16,1,1] y) <float[16,16,1,1] w> {
+block (float[N,16,5,5] v) => (float[N,16,1,1] y) <float[16,16,1,1] w> {
+  x = Conv(v, w)
   c = Conv(x, w)
   s = Add(c, x)
   r = Relu(s)
@@ -44,13 +45,13 @@ def operators(
 @pytest.mark.parametrize(
     ("nodes", "feeds", "outputs", "laid"),
     [
-        ([0, 1, 2, 3], ["x"], ["y"], 1),
-        ([0, 1], ["x"], ["s"], 1),
-        ([0, 1], ["x"], ["c", "s"], 0),
-        ([1, 2], ["c", "x"], ["r"], 0),
-        ([0], ["x"], ["c"], 0),
-        ([2, 3], ["s"], ["y"], 1),
-        ([3], ["r"], ["y"], 1),
+        ([1, 2, 3, 4], ["x"], ["y"], 1),
+        ([1, 2], ["x"], ["s"], 1),
+        ([1, 2], ["x"], ["c", "s"], 0),
+        ([2, 3], ["c", "x"], ["r"], 0),
+        ([1], ["x"], ["c"], 0),
+        ([3, 4], ["s"], ["y"], 1),
+        ([4], ["r"], ["y"], 1),
     ],
     ids=str,
 )
@@ -65,10 +66,10 @@ def test_images_lie_in_blocks_where_that_makes_sums_others(
 def test_a_circle_has_an_end(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(BLOCK)
     model.graph.initializer.append(onnx.helper.make_tensor("w", 1, [16, 16, 1, 1], [0.5] * 256))
-    model.graph.node[2].input[0] = "t"
+    model.graph.node[3].input[0] = "t"
     model.graph.node.append(onnx.helper.make_node("Relu", ["r"], ["t"]))
     onnx.save(model, tmp_path / "circle.onnx")
-    part = extract_model(partition_graph(load(tmp_path / "circle.onnx"), blocks=True), [2, 3, 4], {"x": SHAPE}, ["y"])
+    part = extract_model(partition_graph(load(tmp_path / "circle.onnx"), blocks=True), [3, 4, 5], {"x": SHAPE}, ["y"])
     assert len(onnx.ModelProto.FromString(part.data).graph.node) == 3
 
 
