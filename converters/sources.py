@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import os
 import re
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from onnxfi.errors import ConversionError, InputError, closest
+from onnxfi.extensions import importable
 from onnxfi.runtime.engine.ports import one_line
 
 from .frameworks import FRAMEWORKS, require
@@ -40,23 +39,9 @@ def call_factory(spec: str) -> Any:
     if match is None:
         raise InputError(f"{spec!r} is not of the form module:factory, as nets:make")
     module, name = match.groups()
-    here = os.getcwd()
-    sys.path.insert(0, here)
     try:
-        importlib.invalidate_caches()
-        try:
-            found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-                raise InputError(
-                    f"no module {module!r} in the current folder or installed; run onnxfi in the folder of {module}.py"
-                ) from None
-            raise
-        if not hasattr(found, name):
-            names = [n for n in vars(found) if not n.startswith("_")]
-            raise InputError(f"module {module!r} has no {name!r}{closest(name, names)}")
-        factory = getattr(found, name)
-        return factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
+        with importable():
+            return _made(module, name)
     except InputError:
         raise
     except ModuleNotFoundError as error:
@@ -67,9 +52,22 @@ def call_factory(spec: str) -> Any:
         raise _factory_error(spec, error) from error
     except (Exception, SystemExit) as error:
         raise _factory_error(spec, error) from error
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
+
+
+def _made(module: str, name: str) -> Any:
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            raise InputError(
+                f"no module {module!r} in the current folder or installed; run onnxfi in the folder of {module}.py"
+            ) from None
+        raise
+    if not hasattr(found, name):
+        names = [n for n in vars(found) if not n.startswith("_")]
+        raise InputError(f"module {module!r} has no {name!r}{closest(name, names)}")
+    factory = getattr(found, name)
+    return factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
 
 
 def _factory_error(spec: str, error: BaseException) -> ConversionError:

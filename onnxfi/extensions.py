@@ -1,15 +1,21 @@
-"""Loading what other packages offer: fault models, passes, engines, tasks and metrics by entry points; libraries."""
+"""Loading of other code: what packages offer by entry points, libraries of extras, what users name `module:name`."""
 
 from __future__ import annotations
 
 import dataclasses
-from importlib import import_module
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module, invalidate_caches
 from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
-from onnxfi.errors import InputError, OnnxfiError
+from onnxfi.errors import InputError, OnnxfiError, closest
 
 Base = TypeVar("Base")
+#: Letters of an error of somebody else's code that a message repeats.
+_LONGEST = 300
 
 
 def library(module: str, extra: str) -> Any:
@@ -40,3 +46,36 @@ def load_extension_class(point: EntryPoint, base: type[Base], error: type[Onnxfi
     if not (isinstance(offered, type) and dataclasses.is_dataclass(offered) and issubclass(offered, base)):
         raise error(f"entry point {point.value!r} is not a frozen dataclass derived from onnxfi.{base.__name__}")
     return offered
+
+
+@contextmanager
+def importable(*folders: str) -> Iterator[None]:
+    """Find modules in these folders first, then in the current one, then among those that are installed."""
+    places = list(dict.fromkeys([*map(os.path.abspath, folders), os.getcwd()]))
+    sys.path[:0] = places
+    try:
+        invalidate_caches()
+        yield
+    finally:
+        for place in places:
+            with suppress(ValueError):
+                sys.path.remove(place)
+
+
+def imported(spec: str, *folders: str, what: str = "") -> Any:
+    """Return what ``module:name`` leads to; InputError, which calls it `what`, for anything that goes wrong.
+
+    >>> imported("math:floor")(2.5)
+    2
+    """
+    module, _, name = spec.partition(":")
+    said = f"{what} {spec!r} cannot be loaded".lstrip()
+    with importable(*folders):
+        try:
+            found = import_module(module)
+        except (Exception, SystemExit) as error:
+            summary = " ".join(str(error).split())[:_LONGEST]
+            raise InputError(f"{said}: {type(error).__name__}: {summary}") from error
+    if not hasattr(found, name):
+        raise InputError(f"{said}: module {module!r} has no {name!r}{closest(name, dir(found))}")
+    return getattr(found, name)

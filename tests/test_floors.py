@@ -406,7 +406,6 @@ TESTED_WITH = {
     "runtime/pipeline/answers.py": "runtime/pipeline/test_pipeline.py",
     "runtime/pipeline/later_stages.py": "runtime/pipeline/test_pipeline.py",
     "runtime/pipeline/open_stages.py": "runtime/pipeline/test_open_pipeline.py",
-    "tasks/user_code.py": "tasks/test_registry.py",
 }
 
 

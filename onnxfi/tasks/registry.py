@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.errors import DataError, InputError, closest
-from onnxfi.extensions import load_extension
+from onnxfi.extensions import imported, load_extension
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
@@ -28,7 +28,6 @@ from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text, type_
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.class_scores import classifies, reading
 from onnxfi.tasks.task import Metric, Task
-from onnxfi.tasks.user_code import imported
 
 _KINDS = "onnxfi.tasks.kinds"
 #: The name that leaves the choice of the task to the shape and the name of the scored output.
@@ -54,7 +53,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType({
 
 def _built_in(name: str) -> Any:
     """Return a built-in task, or the function that makes it; its module is loaded when it is asked for."""
-    return imported(f"{_KINDS}.{BUILT_IN[name]}", "task")
+    return imported(f"{_KINDS}.{BUILT_IN[name]}")
 
 
 @cache
@@ -348,7 +347,7 @@ def missing(name: str, task: Task, *, labelled: bool) -> str:
 
 def _own(spec: str, kind: type, options: Mapping[str, Any]) -> Any:
     """Return what `module:name` leads to."""
-    return _made(imported(spec, kind.__name__.lower()), kind, spec, options)
+    return _made(imported(spec, what=kind.__name__.lower()), kind, spec, options)
 
 
 def _made(found: Any, kind: type, spec: str, options: Mapping[str, Any]) -> Any:

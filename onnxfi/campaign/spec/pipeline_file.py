@@ -14,7 +14,7 @@ from onnxfi.campaign.spec.yaml_fields import YamlNode, built, read_yaml
 from onnxfi.errors import InputError, closest
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.runtime.data.sources import names_function
-from onnxfi.runtime.pipeline.open_stages import imported
+from onnxfi.runtime.pipeline.open_stages import pipeline_code
 from onnxfi.runtime.pipeline.pipeline import Loop, Pipeline, Stage
 
 VERSION = 1
@@ -88,7 +88,7 @@ def load_pipeline(source: str | Path) -> Pipeline:
 
 
 def _called(spec: str) -> Pipeline:
-    function = imported(spec, os.getcwd())
+    function = pipeline_code(spec, os.getcwd())
     if isinstance(function, Pipeline):
         return function
     try:

@@ -7,11 +7,8 @@ docs/how-to/data.md describes all for users.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.errors import DataError, closest
+from onnxfi.extensions import importable
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, layout
 from onnxfi.runtime.data.decoder_inputs import completed
@@ -224,23 +222,18 @@ def _from_archive(path: Path, how: _Reading) -> Data:
 def _from_function(spec: str, how: _Reading) -> Data:
     """Call a user's function; any exception in it becomes a `DataError`."""
     module, _, function = spec.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
     try:
-        importlib.invalidate_caches()
-        made = getattr(importlib.import_module(module), function)()
-        if isinstance(made, Mapping):
-            return _from_arrays(made, how, repr(spec))
-        # An onnxruntime CalibrationDataReader has get_next(), which ends with None.
-        batches = iter(made.get_next, None) if hasattr(made, "get_next") else iter(made)
-        return _from_batches(batches, how, repr(spec))
+        with importable():
+            made = getattr(importlib.import_module(module), function)()
+            if isinstance(made, Mapping):
+                return _from_arrays(made, how, repr(spec))
+            # An onnxruntime CalibrationDataReader has get_next(), which ends with None.
+            batches = iter(made.get_next, None) if hasattr(made, "get_next") else iter(made)
+            return _from_batches(batches, how, repr(spec))
     except DataError:
         raise
     except (Exception, SystemExit) as error:
         raise DataError(f"{spec!r} failed: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
 
 
 def data_of_batches(made: Iterable[Mapping[str, Array]], ports: Sequence[Port], what: str) -> Data:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from onnxfi.errors import DataError, EngineError, InputError, closest
+from onnxfi.errors import DataError, EngineError, InputError
+from onnxfi.extensions import imported
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.data.batches import Data, layout
 from onnxfi.runtime.data.sample_outputs import run_outputs, sample_axes
@@ -29,7 +30,7 @@ from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.pipeline.pipeline import Number, Stage, StageFunction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 Arrays = Mapping[str, Array]
 
@@ -196,48 +197,25 @@ class FunctionStage:
         return array if array.ndim else array.reshape(1)
 
 
-@contextmanager
-def _importing(module: str, folder: str) -> Iterator[None]:
-    """Find a module in a folder first, then in the current one."""
-    places = list(dict.fromkeys([os.path.abspath(folder), os.getcwd()]))
-    _forget_others(module.partition(".")[0], places)
-    sys.path[:0] = places
-    try:
-        invalidate_caches()
-        yield
-    finally:
-        for place in places:
-            with suppress(ValueError):
-                sys.path.remove(place)
+def pipeline_code(spec: str, folder: str) -> Any:
+    """Return what ``module:name`` leads to from the folder of a pipeline; InputError if it cannot be loaded.
 
-
-def _forget_others(name: str, places: Sequence[str]) -> None:
-    """Forget a module of this name that another pipeline brought along from its own folder."""
+    A module of this name that another pipeline brought along from its own folder is forgotten first.
+    """
+    name, places = re.split("[.:]", spec)[0], [os.path.abspath(folder), os.getcwd()]
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     own = (Path(place, *rest) for place in places for rest in ((f"{name}.py",), (name, "__init__.py")))
     first = next((path for path in own if path.is_file()), None)
     if first is not None and file and os.path.realpath(file) != os.path.realpath(first):
         for known in [one for one in sys.modules if one.partition(".")[0] == name]:
             del sys.modules[known]
-
-
-def imported(spec: str, folder: str) -> Any:
-    """Return what ``module:name`` leads to; InputError if it cannot be loaded."""
-    module, _, name = spec.partition(":")
-    with _importing(module, folder):
-        try:
-            found = import_module(module)
-        except (Exception, SystemExit) as error:
-            raise InputError(f"{spec!r} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
-    if not hasattr(found, name):
-        raise InputError(f"{spec!r} cannot be loaded: module {module!r} has no {name!r}{closest(name, dir(found))}")
-    return getattr(found, name)
+    return imported(spec, folder)
 
 
 def open_function(stage: Stage, folder: str) -> FunctionStage:
     """Import the function of a stage; InputError if it cannot be, or takes other arguments."""
     assert stage.function is not None
-    function = imported(stage.function, folder) if isinstance(stage.function, str) else stage.function
+    function = pipeline_code(stage.function, folder) if isinstance(stage.function, str) else stage.function
     if not callable(function):
         raise InputError(f"stage {stage.name!r}: {stage.function!r} is a {type(function).__name__}; name a function")
     with suppress(ValueError):  # builtins say nothing of themselves

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError
+from onnxfi.extensions import imported
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -38,7 +39,6 @@ from onnxfi.tasks.kinds.average_precision import ImageMatches, Precision, check_
 from onnxfi.tasks.kinds.box_formats import BoxFormat
 from onnxfi.tasks.kinds.boxes import finite, pairs
 from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
-from onnxfi.tasks.user_code import imported
 
 #: Boxes that end below this are shares of the input, not pixels.
 _LARGEST_SHARE = 4.0
@@ -182,7 +182,7 @@ def detection(
     how = BoxFormat(format, score, iou, most, _size(size), first_class, classes, activation, anchors, ids)
     if decode and (ids or format != "auto"):
         raise InputError(f"give {f'ids={ids}' if ids else f'format={format}'} or decode={decode}, not both")
-    boxes = _Own(decode, imported(decode, "function")).boxes if decode else how.boxes
+    boxes = _Own(decode, imported(decode, what="function")).boxes if decode else how.boxes
     rule = _Rule(match)
     return Task(
         "detection",

@@ -202,7 +202,7 @@ def test_a_function_of_ones_own_reads_boxes(own: str) -> None:
     assert [len(boxes) for boxes in golden.answers.values] == [2, 0]
     assert "boxes are [4, 5]; a row is x1, y1, x2, y2" in misfit(detection(decode=f"{own}:broken"), arrays)
     assert "failed: ZeroDivisionError" in misfit(detection(decode=f"{own}:failing"), arrays)
-    with pytest.raises(InputError, match="function 'my_boxes:none' cannot be loaded: AttributeError"):
+    with pytest.raises(InputError, match="function 'my_boxes:none' cannot be loaded: module 'my_boxes' has no 'none'"):
         detection(decode=f"{own}:none")
 
 
