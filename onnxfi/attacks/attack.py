@@ -180,6 +180,7 @@ def attack(
     attack_samples: int = 64,
     candidates: int = 32,
     first_tensors: int = 3,
+    screen: int = 0,
     gradients: Mapping[str, NDArray[Any]] | None = None,
     selector: Selector | None = None,
     seed: int = 0,
@@ -217,6 +218,9 @@ def attack(
         Flips of each tensor that are run in each round.
     first_tensors : int
         Tensors, from the first on, whose words `sign` and `exponent` take.
+    screen : int
+        Samples of the attack batch on which all candidates are run first; only the best `candidates` of them all are
+        then run on the whole batch. 0: all are.
     gradients : mapping of str to array, optional
         The gradient of the loss by tensor, in its shape; of the method `gradient`.
     selector : Selector, optional
@@ -248,7 +252,7 @@ def attack(
     >>> found.searches[0].golden > 0.85, found.searches[0].harm[0].accuracy < 0.3
     (True, True)
     """
-    rules = _rules(method, flips, candidates, first_tensors, gradients)
+    rules = _rules(Rules(method, flips, candidates, first_tensors, screen), attack_samples, gradients)
     for name, value, most in (("seeds", seeds, _MOST_SEEDS), ("random_trials", random_trials, 10_000)):
         if not (0 if name == "random_trials" else 1) <= value <= most:
             raise InputError(f"{name} {value} is out of range; give a whole number up to {most:,}")
@@ -319,21 +323,22 @@ def _defended(
     return Defended(opened.name, trials.accuracy, harm, trials.success)
 
 
-def _rules(method: str, flips: int, candidates: int, first_tensors: int, gradients: object) -> Rules:
+def _rules(given: Rules, attack_samples: int, gradients: object) -> Rules:
     """Return the rules of a search; InputError for one that cannot be."""
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}{closest(method, METHODS)}")
-    if (method == "gradient") != (gradients is not None):
+    if given.method not in METHODS:
+        raise InputError(f"unknown method {given.method!r}{closest(given.method, METHODS)}")
+    if (given.method == "gradient") != (gradients is not None):
         raise InputError("the method gradient takes gradients by tensor, and no other does; give both or neither")
     limits = (
-        ("flips", flips, _MOST_FLIPS),
-        ("candidates", candidates, _MOST_CANDIDATES),
-        ("first_tensors", first_tensors, 1_000),
+        ("flips", given.flips, 1, _MOST_FLIPS),
+        ("candidates", given.candidates, 1, _MOST_CANDIDATES),
+        ("first_tensors", given.first_tensors, 1, 1_000),
+        ("screen", given.screen, 0, attack_samples),
     )
-    for name, value, most in limits:
-        if not 1 <= value <= most:
-            raise InputError(f"{name} {value} is out of range; give a whole number from 1 to {most:,}")
-    return Rules(method, flips, candidates, first_tensors)
+    for name, value, least, most in limits:
+        if not least <= value <= most:
+            raise InputError(f"{name} {value} is out of range; give a whole number from {least} to {most:,}")
+    return given
 
 
 def _faults(model: Model, chosen: Sequence[ChosenFlip], space: FaultSpace) -> Faults:

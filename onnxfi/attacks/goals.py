@@ -64,7 +64,9 @@ class Goal:
             if number is not None and not 0 <= number < classes:
                 raise InputError(f"{name} class {number} is out of range; the model scores classes 0 to {classes - 1}")
         if self.target is not None and not self.victims(labels).any():
-            raise InputError(f"no sample of the attack batch has class {self.source}; give more --attack-samples")
+            raise InputError(
+                f"no attack sample that is run has class {self.source}; give more --attack-samples, or --screen"
+            )
 
     def victims(self, labels: NDArray[np.int64]) -> Flags:
         """Return the samples that are to be answered otherwise ([N])."""

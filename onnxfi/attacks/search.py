@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,16 @@ class Rules:
         Flips of each tensor that are run in each round.
     first_tensors : int
         Tensors, from the first on, whose words `sign` and `exponent` take.
+    screen : int
+        Samples of the attack batch on which the candidates of all tensors are run first; of these only as many as one
+        tensor has, the best, are run on the whole batch. 0: all candidates are.
     """
 
     method: str = "search"
     flips: int = 10
     candidates: int = 32
     first_tensors: int = 3
+    screen: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,11 @@ def _one_by_one(
     """Yield the best flip of the best tensor, with all before it in place."""
     now, sites = model, list[str]()
     while len(sites) < rules.flips:
-        trials = FlipTrials(now, attack, goal, fields)
-        best = _best(trials, space, sites, rules, gradients)
+        best = _best(now, space, attack, goal, rules, fields, sites, gradients)
         if best is None or best.gain is None or best.gain <= 0:
             return
         yield best
         sites.append(best.site)
-        trials.executor.close()
         now = scratch / f"{len(sites)}.onnx"
         inject(model, sample(model, sites=sites), now)
         if len(sites) > 1:
@@ -120,23 +122,45 @@ def _one_by_one(
 
 
 def _best(
-    trials: FlipTrials,
-    space: FaultSpace,
-    taken: list[str],
-    rules: Rules,
+    now: Path, space: FaultSpace, attack: Path, goal: Goal, rules: Rules, fields: Mapping[str, Any], taken: list[str],
     gradients: Mapping[str, NDArray[np.float64]] | None,
-) -> ChosenFlip | None:
+) -> ChosenFlip | None:  # fmt: skip
     """Return the flip with the largest gain of all tensors; a flip that was taken is not taken back."""
-    best: ChosenFlip | None = None
-    for flips in candidates(trials.model, space, rules.candidates, gradients):
+    first = {"samples": rules.screen} if rules.screen else {}
+    trials = FlipTrials(now, attack, goal, {**fields, **first})
+    ranked = _ranked(trials, candidates(trials.model, space, rules.candidates, gradients), taken)
+    if rules.screen:
+        trials.executor.close()
+        trials = FlipTrials(now, attack, goal, fields)
+        ranked = _ranked(trials, _by_tensor(ranked[: rules.candidates]), taken)
+    trials.executor.close()
+    return ChosenFlip(_site(trials.model.targets[ranked[0].target], ranked[0], 0), ranked[0].gain) if ranked else None
+
+
+@dataclass(frozen=True)
+class _Tried(Flips):
+    """One flip, and its gain."""
+
+    gain: float
+
+
+def _ranked(trials: FlipTrials, every: Iterable[Flips], taken: list[str]) -> list[_Tried]:
+    """Run flips, and return those that are not taken, the largest gain first, in a tie the first."""
+    found = list[_Tried]()
+    for flips in every:
         gains = trials.gains(flips)
-        for row in np.argsort(-gains, kind="stable").tolist():
-            site = _site(trials.model.targets[flips.target], flips, row)
-            if site not in taken:
-                if best is None or best.gain is None or gains[row] > best.gain:
-                    best = ChosenFlip(site, float(gains[row]))
-                break
-    return best
+        for row in range(len(flips)):
+            if _site(trials.model.targets[flips.target], flips, row) not in taken:
+                one = slice(row, row + 1)
+                found.append(_Tried(flips.target, flips.index[one], flips.bit[one], float(gains[row])))
+    return sorted(found, key=lambda flip: -flip.gain)
+
+
+def _by_tensor(flips: Sequence[_Tried]) -> Iterator[Flips]:
+    """Yield flips, those of each tensor together."""
+    for target in dict.fromkeys(flip.target for flip in flips):
+        mine = [flip for flip in flips if flip.target == target]
+        yield Flips(target, np.concatenate([f.index for f in mine]), np.concatenate([f.bit for f in mine]))
 
 
 def _by_words(model: Model, space: FaultSpace, rules: Rules) -> list[str]:

@@ -69,6 +69,14 @@ _LONGEST_SITE = 36
     metavar="N",
     help="Tensors, from the first on, that sign and exponent take.",
 )
+@click.option(
+    "--screen",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Run all candidates on the first N attack samples, and only the best --candidates of them on all; 0: all on all.",
+)
 @click.option("--gradients", type=PATH, metavar="NPZ", help="Gradient of the loss by tensor, for --method gradient.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attack batch.")
 @click.option(
@@ -123,7 +131,7 @@ def command(
     options.refuse_flags(("elements",), "as whole tensors are searched")
     options.refuse_flags(("dim",), "on labelled samples")
     given = options.given_flags(flags, options.RUN_PARAMETERS)
-    rest = {n: flags[n] for n in ("method", "flips", "source_class", "target_class", "attack_samples", "candidates", "first_tensors", "seed", "seeds", "random_trials")}  # fmt: skip
+    rest = {n: flags[n] for n in ("method", "flips", "source_class", "target_class", "attack_samples", "candidates", "first_tensors", "screen", "seed", "seeds", "random_trials")}  # fmt: skip
     found = attack(
         load(model, allow_links=allow_links), data, out, gradients=None if gradients is None else read_npz(gradients),
         selector=selector_of(flags) if any(flags[name] for name in options.SELECTION) else None,
@@ -150,6 +158,7 @@ def _print(found: Attack) -> None:
     print_line(f"{found.model}, words of {', '.join(found.formats)}")
     rules = found.rules
     how = f"{count(rules.candidates, 'candidate')} of each tensor" if rules.method in ("search", "gradient") else f"first {count(rules.first_tensors, 'tensor')}"  # fmt: skip
+    how += f", first on {count(rules.screen, 'sample')}" if rules.screen else ""
     print_line(f"method {rules.method}, {how}; {_goal_text(found.goal)}")
     print_line(f"attack batch of {found.attack_samples:,} samples; scored on {found.scored_samples:,} others")
     first = found.searches[0]

@@ -113,7 +113,7 @@ def joined(batches: Sequence[Sequence[Any] | Array], kept: NDArray[np.int64] | N
     """Return the answers of all batches: one array where all are arrays of one shape, else a tuple."""
     arrays = [one for one in batches if isinstance(one, np.ndarray)]
     if len(arrays) == len(batches) and len({(one.shape[1:], one.dtype) for one in arrays}) == 1:
-        whole = np.concatenate(arrays)
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return whole if kept is None else whole[kept]
     every = [one for batch in batches for one in batch]
     return tuple(every) if kept is None else tuple(every[k] for k in kept)
@@ -266,8 +266,10 @@ def _fresh(golden: Array, faulty: Array) -> Flags:
     """Return the rows with a NaN or an infinity where the golden row has a number; text has none."""
     if golden.dtype.kind in "iubOUST":
         return np.zeros(len(golden), np.bool_)
-    fresh = differing(golden, faulty) & ~np.isfinite(faulty)
-    return np.asarray(fresh.reshape(len(golden), -1).any(axis=1))
+    bad = ~np.isfinite(faulty)
+    if not bad.any():
+        return np.zeros(len(golden), np.bool_)
+    return np.asarray((differing(golden, faulty) & bad).reshape(len(golden), -1).any(axis=1))
 
 
 def _farthest_of(golden: Outputs, faulty: Outputs) -> Floats:

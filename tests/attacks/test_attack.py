@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import onnxfi
 from onnxfi.attacks.attack import Attack, Search, attack
-from onnxfi.attacks.flip_trials import Harm
+from onnxfi.attacks.candidates import Flips
+from onnxfi.attacks.flip_trials import FlipTrials, Harm
 from onnxfi.attacks.goals import Goal
 from onnxfi.attacks.search import ChosenFlip, Rules
 from onnxfi.errors import InputError
@@ -83,6 +85,22 @@ def attacked(*accuracies: tuple[float, ...]) -> Attack:
     return Attack("m", "", ("int8",), Goal(), Rules(), 64, 100, 0.11, searches, (), 0)
 
 
+def test_a_screen_spares_most_candidates_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, own = list[tuple[int, int]](), FlipTrials.gains
+
+    def counted(trials: FlipTrials, flips: Flips) -> object:
+        runs.append((trials.golden.size, len(flips)))
+        return own(trials, flips)
+
+    monkeypatch.setattr(FlipTrials, "gains", counted)
+    few: dict[str, Any] = {"samples": 40, "attack_samples": 16, "candidates": 3, "flips": 1, "random_trials": 0}
+    plain = attack(MODEL, DATA, **few).searches[0].flips
+    assert attack(MODEL, DATA, screen=16, **few).searches[0].flips == plain, "the best of all is among the best three"
+    runs.clear()
+    attack(MODEL, DATA, screen=4, **few)
+    assert sum(n for size, n in runs if size == 16) == 3 and sum(n for size, n in runs if size == 4) == 12
+
+
 def test_flips_to_guessing_over_seeds() -> None:
     found = attacked((0.5, 0.1, 0.2), (0.1, 0.1, 0.1), (0.5, 0.5, 0.5))
     assert found.to_chance == (2, 1, None)
@@ -100,6 +118,7 @@ def test_flips_to_guessing_over_seeds() -> None:
         ({"method": "gradient"}, "takes gradients by tensor"),
         ({"gradients": {"w": np.ones(3)}}, "takes gradients by tensor"),
         ({"method": "gradient", "gradients": {"w": np.ones(3)}}, "name no selected tensor"),
+        ({"screen": 65}, "screen 65 is out of range; give a whole number from 0 to 64"),
         ({"attack_samples": 5000}, "leave none to score on"),
         ({"source_class": 3}, "source class needs the class"),
         ({"target_class": 12}, "target class 12 is out of range; the model scores classes 0 to 9"),

@@ -69,5 +69,5 @@ def test_classes_that_are_not_there_are_refused() -> None:
         Goal(source=1, target=1)
     with pytest.raises(InputError, match=r"target class 9 is out of range; the model scores classes 0 to 2"):
         Goal(target=9).check(LABELS, 3)
-    with pytest.raises(InputError, match="no sample of the attack batch has class 2"):
+    with pytest.raises(InputError, match="no attack sample that is run has class 2"):
         Goal(source=2, target=0).check(np.array([0, 1]), 3)

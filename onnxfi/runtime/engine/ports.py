@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,12 @@ def type_name(array: Array) -> str:
     >>> type_name(np.array(["a"])), type_name(np.zeros(1, ">f4"))
     ('string', 'float32')
     """
-    return "string" if array.dtype.kind in "USOT" else array.dtype.name
+    return "string" if array.dtype.kind in "USOT" else _name(array.dtype)
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # numpy makes it each time
 
 
 def one_line(text: object, *, limit: int = 300) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,17 +46,20 @@ class InjectedWords:
 
     def rows(self) -> tuple[dict[str, Any], ...]:
         """Return the words as plain values: target, index, sample, step, the word and its number before and after."""
-        out: list[dict[str, Any]] = []
-        for name, (word, kept) in sorted(self._found.items()):
-            for (step, sample, index), pair in kept.items():
-                row: dict[str, Any] = {"target": name, "index": index} | ({} if sample < 0 else {"sample": sample})
-                row |= {} if step < 0 else {"step": step}
-                numbers = word.values(np.array(pair, np.uint64)).tolist()
-                for when, bits, value in zip(("before", "after"), pair, numbers, strict=True):
-                    row[when] = f"0x{bits:0{-(-word.bits // 4)}x}"
-                    row[f"{when}_value"] = json_value(value)
-                out.append(row)
-        return tuple(out[: self.most])
+        found = ((name, *one, word) for name, (word, kept) in sorted(self._found.items()) for one in kept.items())
+        return tuple(_row(*one) for one in islice(found, self.most))
+
+
+def _row(name: str, place: _Place, pair: tuple[int, int], word: Word) -> dict[str, Any]:
+    """Return one word as plain values."""
+    step, sample, index = place
+    row: dict[str, Any] = {"target": name, "index": index} | ({} if sample < 0 else {"sample": sample})
+    row |= {} if step < 0 else {"step": step}
+    numbers = word.values(np.array(pair, np.uint64)).tolist()
+    for when, bits, value in zip(("before", "after"), pair, numbers, strict=True):
+        row[when] = f"0x{bits:0{-(-word.bits // 4)}x}"
+        row[f"{when}_value"] = json_value(value)
+    return row
 
 
 def inject_words(

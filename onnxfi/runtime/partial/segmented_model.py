@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, EngineError, SegmentMismatchError
+from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 from onnxfi.runtime.partial.golden_cache import GoldenCache, check_shapes
 
@@ -108,6 +109,8 @@ class SegmentedModel:
         self.outputs = self.segmentation.outputs or self.segmentation.net.outputs
         self._keeps_apart: dict[tuple[int, int], bool] = {}
         self.first: FirstSegment | None = None
+        #: Of each batch what the task keeps of its golden outputs.
+        self.reduced: dict[int, Outputs] = {}
 
     def run_from(
         self,

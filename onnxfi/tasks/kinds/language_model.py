@@ -34,7 +34,7 @@ from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import NOT_SCORED, Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port
-from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats
+from onnxfi.tasks.answers import BLOCK, AnswerPair, Answers, Flags, Floats, differing
 from onnxfi.tasks.class_scores import named_output, only_output
 from onnxfi.tasks.kinds.token_scores import KEPT, NAME, OWN, TARGET, TOP, TokenScores, divergences
 from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
@@ -63,40 +63,60 @@ class Losses:
         return np.where(np.isnan(found), -np.inf, found)
 
 
-def _scored(golden: Array, values: Array) -> Array:
-    """Return the positions of a sample that are scored in the golden run."""
-    return values[golden[:, TARGET] >= 0]
+@dataclass(frozen=True)
+class Scored:
+    """The positions that are scored: their places among those of all samples ([M]), and their samples ([M])."""
+
+    places: NDArray[np.int64]
+    samples: NDArray[np.int64]
 
 
-def _loss(golden: Array, values: Array) -> float:
-    """Return the negative log-likelihood of the scored tokens of a sample, infinite where one has none."""
-    found = -_scored(golden, values)[:, OWN].astype(np.float64).sum()
-    return math.inf if np.isnan(found) else float(found)
+def scored(golden: Answers) -> Scored:
+    """Return the positions that are scored in the golden run."""
+    counts = _positions(golden)[:, TARGET] >= 0
+    places = np.flatnonzero(counts)
+    return Scored(places, places // np.shape(golden.values)[1])
+
+
+def _positions(answers: Answers | AnswerPair) -> Array:
+    """Return the numbers of each position of all samples, one row each."""
+    values = np.asarray(answers.values)
+    return values.reshape(-1, values.shape[2])
+
+
+def _rows(array: Array, which: NDArray[np.int64]) -> Array:
+    """Return some rows: a view where they follow one another."""
+    whole = len(which) and which[-1] - which[0] + 1 == len(which)
+    return array[which[0] : which[-1] + 1] if whole else array[which]
+
+
+def _losses(golden: Answers, answers: Answers | AnswerPair) -> Losses:
+    """Return the losses of a run: infinite where a scored token has none."""
+    where, n = golden.once(scored), len(golden.values)
+    found = -_positions(answers)[where.places, OWN].astype(np.float64)
+    found[np.isnan(found)] = math.inf
+    tokens = np.bincount(where.samples, minlength=n)
+    return Losses(tokens, np.bincount(where.samples, weights=found, minlength=n))
 
 
 def golden_losses(golden: Answers) -> Losses:
     """Return the losses of the golden run."""
-    counts = [np.count_nonzero(values[:, TARGET] >= 0) for values in golden.values]
-    return Losses(np.array(counts, np.int64), np.array([_loss(values, values) for values in golden.values]))
+    return _losses(golden, golden)
 
 
 def losses(pair: AnswerPair) -> Losses:
-    """Return the losses of the faulty run: the golden ones where a sample is the same."""
-    golden = pair.golden.once(golden_losses)
-    sums = golden.sums.copy()
-    for k in np.flatnonzero(pair.differ).tolist():
-        sums[k] = _loss(pair.golden.values[k], pair.values[k])
-    return Losses(golden.tokens, sums)
+    """Return the losses of the faulty run."""
+    return _losses(pair.golden, pair)
 
 
-def golden_shares(golden: Answers) -> list[Floats]:
-    """Return the golden probabilities of the tokens that are kept, of the scored positions of each sample."""
-    return [np.exp(_scored(values, values)[:, KEPT:].astype(np.float64)) for values in golden.values]
+def golden_shares(golden: Answers) -> Floats:
+    """Return the golden probabilities of the tokens that are kept, of the scored positions ([M, kept])."""
+    return np.exp(_positions(golden)[golden.once(scored).places, KEPT:].astype(np.float64))
 
 
 @dataclass(frozen=True)
 class Differences:
-    """For each sample the tokens of another top-1 ([N]); and the divergences of the positions of those that differ."""
+    """For each sample the tokens of another top-1 ([N]); and the divergences of the positions that differ."""
 
     changed: NDArray[np.int64]
     divergences: Floats
@@ -104,12 +124,19 @@ class Differences:
 
 def differences(pair: AnswerPair) -> Differences:
     """Return how the scored tokens of both runs differ."""
-    changed, parts = np.zeros(len(pair.golden.values), np.int64), [np.zeros(0)]
-    for k in np.flatnonzero(pair.differ).tolist():
-        golden, faulty = (_scored(pair.golden.values[k], one[k]) for one in (pair.golden.values, pair.values))
-        changed[k] = np.count_nonzero((golden[:, TOP] != faulty[:, TOP]) | (faulty[:, TOP] < 0))
-        parts.append(divergences(golden[:, KEPT:], faulty[:, KEPT:], pair.golden.once(golden_shares)[k]))
-    return Differences(changed, np.concatenate(parts))
+    where, golden, faulty = pair.golden.once(scored), _positions(pair.golden), _positions(pair)
+    mine = np.flatnonzero((pair.differ > 0)[where.samples])
+    other, parts = np.zeros(len(where.places), np.bool_), [np.zeros(0)]
+    step = max(1, BLOCK // golden.shape[1])
+    for first in range(0, len(mine), step):
+        some = mine[first : first + step]
+        g, f = (_rows(one, where.places[some]) for one in (golden, faulty))
+        other[some] = (g[:, TOP] != f[:, TOP]) | (f[:, TOP] < 0)
+        differ = differing(g, f).any(axis=1)
+        if 2 * np.count_nonzero(differ) < len(some):  # to look at a few that are the same is cheaper than a copy
+            g, f, some = g[differ], f[differ], some[differ]
+        parts.append(divergences(g[:, KEPT:], f[:, KEPT:], _rows(pair.golden.once(golden_shares), some)))
+    return Differences(np.bincount(where.samples[other], minlength=len(pair.differ)), np.concatenate(parts))
 
 
 def nll(pair: AnswerPair) -> float:

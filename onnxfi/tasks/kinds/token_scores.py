@@ -22,7 +22,9 @@ kept is never above that of all (Cover & Thomas, Elements of Information Theory,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,30 @@ NAME = "token scores"
 _LOWEST = float(np.finfo(np.float32).min)
 #: The share of tokens that are not kept is known to this: sums of float32 log-probabilities.
 _SURE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """Facts of the golden run about M positions: how many logits are -infinity ([M]), and the tokens that are kept."""
+
+    below: NDArray[np.int64]
+    #: [M, most]; None where all are kept.
+    ids: NDArray[np.int64] | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Known]) -> _Known:
+        """Return the facts about the positions of all parts."""
+        ids = [part.ids for part in parts if part.ids is not None]
+        return cls(np.concatenate([part.below for part in parts]), np.concatenate(ids) if ids else None)
+
+    def of(self, some: slice) -> _Known:
+        """Return the facts about some of the positions."""
+        return _Known(self.below[some], None if self.ids is None else self.ids[some])
+
+    def split(self, ends: NDArray[np.int64]) -> list[_Known]:
+        """Return the facts about the positions in front of each of these ends, and behind the last."""
+        edges = [0, *ends.tolist(), len(self.below)]
+        return [self.of(slice(*pair)) for pair in pairwise(edges)]
 
 
 @dataclass(eq=False)
@@ -69,8 +95,7 @@ class TokenScores:
 
     targets: NDArray[np.int64]
     most: int = MOST_KEPT
-    #: Of each sample the tokens that are kept ([T, most]), and how many logits are -infinity ([T]).
-    _known: dict[int, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = field(default_factory=dict, repr=False)
+    _known: dict[int, _Known] = field(default_factory=dict, repr=False)
     _vocabulary: int = field(default=0, repr=False)
 
     @classmethod
@@ -121,10 +146,10 @@ class TokenScores:
         kept = np.zeros((n, length, KEPT + (vocabulary if whole else self.most)), np.float32)
         kept[..., TARGET] = targets
         kept[..., TOP] = -1
-        for row, sample in enumerate(outputs.samples.tolist()):
-            at = np.flatnonzero(targets[row] >= 0)
-            if at.size:
-                self._keep(kept[row], logits[row], at, sample)
+        known = np.array([sample in self._known for sample in outputs.samples.tolist()], np.bool_)
+        for rows in (np.flatnonzero(~known), np.flatnonzero(known)):
+            if (targets[rows] >= 0).any():
+                self._keep(kept, logits, rows, outputs.samples[rows].tolist())
         return replace(outputs, arrays={NAME: kept})
 
     def _of_other_shape(self, logits: Array, samples: NDArray[np.int64]) -> Array | None:
@@ -136,33 +161,48 @@ class TokenScores:
         whole[..., TARGET], whole[..., TOP] = self.targets[samples], -1
         return whole
 
-    def _keep(self, kept: Array, logits: Array, at: NDArray[np.int64], sample: int) -> None:
-        """Keep the scores of the positions `at` of one sample."""
-        step, ids, low = max(1, BLOCK // logits.shape[1]), list[NDArray[np.int64]](), list[NDArray[np.int64]]()
-        known = self._known.get(sample)
+    def _keep(self, kept: Array, logits: Array, rows: NDArray[np.int64], samples: Sequence[int]) -> None:
+        """Keep the scores of the positions that count of these rows: all are known from the golden run, or none."""
+        vocabulary = logits.shape[2]
+        counts = np.zeros(kept.shape[:2], np.bool_)
+        counts[rows] = kept[rows, :, TARGET] >= 0
+        at = np.flatnonzero(counts)
+        known = [self._known[sample] for sample in samples if sample in self._known]
+        before = _Known.joined(known) if known else None
+        lines, numbers = kept.reshape(-1, kept.shape[2]), np.ascontiguousarray(logits).reshape(-1, vocabulary)
+        step, found = max(1, BLOCK // vocabulary), list[_Known]()
         for first in range(0, len(at), step):
-            some = at[first : first + step]
-            rows = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else some  # a view, mostly
-            numbers, place = logits[rows], np.arange(len(some))
-            values = numbers if numbers.dtype in (np.float32, np.float64) else numbers.astype(np.float32)
+            here = slice(first, first + step)
+            next_tokens = lines[at[here], TARGET].astype(np.int64)
+            lines[at[here]], now = self._scores(next_tokens, numbers[at[here]], before and before.of(here))
+            found.append(now)
+        if before is None:
+            ends = np.cumsum(np.count_nonzero(counts[rows], axis=1))[:-1]
+            self._known |= zip(samples, _Known.joined(found).split(ends), strict=True)
+
+    def _scores(self, targets: NDArray[np.int64], values: Array, known: _Known | None) -> tuple[Array, _Known]:
+        """Return what is kept of some positions that count, and the facts about them."""
+        place = np.arange(len(values))
+        values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
+        lowest = values.min()  # one look at all, since most logits are finite
+        below = np.zeros(len(values), np.int64)
+        if not lowest > -np.inf:
             below = np.count_nonzero(np.isneginf(values), axis=1)
-            total, top = log_sum(values), values.argmax(axis=1)
-            bad = ~(values[place, top] < np.inf)  # a NaN is the highest
-            if known is not None:
-                bad |= below > known[1][first : first + step]
-            kept[rows, TOP] = np.where(bad, -1, top)
-            own = values[place, kept[rows, TARGET].astype(np.int64)]
-            kept[rows, OWN] = log_shares(own[:, None], total, bad)[:, 0]
-            if logits.shape[1] > self.most:
-                chosen = (
-                    known[0][first : first + step] if known and known[0] is not None else highest(values, self.most)
-                )
-                ids.append(chosen)
-                values = np.take_along_axis(values, chosen, axis=1)
-            kept[rows, KEPT:] = log_shares(values, total, bad)
-            low.append(below)
-        if known is None:
-            self._known[sample] = np.concatenate(ids) if ids else None, np.concatenate(low)
+        top = values.argmax(axis=1)
+        most = values[place, top]
+        bad = ~(most < np.inf)  # a NaN is the highest
+        if known is not None:
+            bad |= below > known.below
+        total = log_sum(values, most[:, None])
+        lines = np.empty((len(values), KEPT + min(values.shape[1], self.most)), np.float32)
+        lines[:, TARGET], lines[:, TOP] = targets, np.where(bad, -1, top)
+        lines[:, OWN] = log_shares(values[place, targets][:, None], total, bad)[:, 0]
+        ids = None if known is None else known.ids
+        if values.shape[1] > self.most:
+            ids = highest(values, self.most) if ids is None else ids
+            values = np.take_along_axis(values, ids, axis=1)
+        lines[:, KEPT:] = log_shares(values, total, bad)
+        return lines, _Known(below, ids)
 
     def _check(self, logits: Array, targets: NDArray[np.int64]) -> None:
         if logits.ndim != 3 or logits.dtype.kind in "OUSTiubc" or len(logits) != len(targets):
@@ -198,14 +238,15 @@ def _following(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
-def log_sum(values: Array) -> Floats:
-    """Return the logarithm of the sum of the exponentials of each row ([M,1]): its powers in the type of the values.
+def log_sum(values: Array, most: Array) -> Floats:
+    """Return the logarithm of the sum of the exponentials of each row ([M,1]), of which `most` are the highest.
 
-    >>> np.exp(log_sum(np.array([[0.0, 0.0, -np.inf]]))).round(3).tolist()
+    Powers are in the type of the values.
+
+    >>> np.exp(log_sum(np.array([[0.0, 0.0, -np.inf]]), np.zeros((1, 1)))).round(3).tolist()
     [[2.0]]
     """
     with np.errstate(all="ignore"):
-        most = values.max(axis=1, keepdims=True)
         powers = np.exp(values - most)
         return np.asarray(most + np.log(powers.sum(axis=1, keepdims=True, dtype=np.float64)))
 
@@ -215,7 +256,8 @@ def log_shares(values: Array, total: Floats, bad: NDArray[np.bool_]) -> Array:
     found = np.empty(values.shape, np.float32)
     with np.errstate(all="ignore"):
         np.subtract(values, total, out=found, dtype=np.float64, casting="same_kind")
-        np.maximum(found, np.float32(_LOWEST), out=found)
+        if not found.min() >= _LOWEST:
+            np.maximum(found, np.float32(_LOWEST), out=found)
     found[bad] = np.nan
     return found
 
