@@ -137,9 +137,9 @@ def _print(found: Assessment) -> None:
         print_line(f"- {line}")
     _print_worst(found)
     if found.budget is not None:
-        from onnxfi.cli.fit import print_budget
+        from onnxfi.cli.fit import print_fit
 
-        print_budget(found.budget)
+        print_fit(found.budget)
     print_line("Next:")
     for line in found.verdict.commands:
         print_line(f"  {line}")

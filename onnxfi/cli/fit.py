@@ -57,10 +57,10 @@ def command(
     if as_json:
         print_json(budget.document())
     else:
-        print_budget(budget)
+        print_fit(budget)
 
 
-def print_budget(budget: FitBudget) -> None:
+def print_fit(budget: FitBudget) -> None:
     """Print a FIT budget: by part, in all, and what a mission brings."""
     from onnxfi.cli.terminal import print_line, table
 

@@ -102,7 +102,7 @@ def _inspect_activations(
     from onnxfi.runtime.inject.inspection import inspect_activations
 
     opened = load(model, allow_links=allow_links)
-    dataset = None if flags["data"] is None else options.inputs_of(flags["data"], opened, flags["custom_ops"])
+    dataset = None if flags["data"] is None else options.data_run_once(flags["data"], opened, flags["custom_ops"])
     arguments = {name: flags[name] for name in ("target", "all", "custom_ops")}
     found = inspect_activations(opened, selector_of(flags), neurons=neurons, data=dataset, **arguments)
     if as_json:

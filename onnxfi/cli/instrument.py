@@ -107,7 +107,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
 
     out = flags["out"] or Path(f"{model.stem}.armed.onnx")
     opened = load(model, allow_links=allow_links)
-    dataset = None if flags["data"] is None else options.inputs_of(flags["data"], opened, flags["custom_ops"])
+    dataset = None if flags["data"] is None else options.data_run_once(flags["data"], opened, flags["custom_ops"])
     arguments = {name: flags[name] for name in ("all", "body", "values", "custom_ops")}
     done = instrument(opened, options.selector_of(flags), out, opset=opset_of(flags), data=dataset, **arguments)
     done = replace(

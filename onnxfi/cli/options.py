@@ -283,7 +283,7 @@ def calibration_of(source: Path, model: Model, flags: Mapping[str, Any], engine:
     return FrontRun.of(whole, stage.name, data).stage_data(stage.batch or flags["batch"])
 
 
-def inputs_of(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
+def data_run_once(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
     """Return data whose samples are run once on the CPU, to see shapes or that outputs stay as they were."""
     from onnxfi.runtime.data.dry_run import dry_run
     from onnxfi.runtime.data.sources import open_data

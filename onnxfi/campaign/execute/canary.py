@@ -84,11 +84,11 @@ def notices(executor: TrialExecutor, target: Target) -> bool:
     first = executor.is_segmented and executor.shorter(_canary(executor, target)) is not None
     if first and shown(executor, target):
         return True
-    seen = changes(executor, target)
+    seen = changes_answer(executor, target)
     return held(executor, target, seen, seen and (first or not shown(executor, target)))
 
 
-def changes(executor: TrialExecutor, target: Target) -> bool:
+def changes_answer(executor: TrialExecutor, target: Target) -> bool:
     """Return whether a canary changes an answer of the whole model."""
     canary, opened = _canary(executor, target), executor.opened
     try:

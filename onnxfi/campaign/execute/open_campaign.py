@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
-from onnxfi.campaign.plan.open_model import beside, changed, describing_session, open_model, output_of, served
+from onnxfi.campaign.plan.open_model import beside, changed_session, describing_session, open_model, output_of, served
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
@@ -91,7 +91,7 @@ class OpenCampaign:
 
     def session(self, change: FileEdits | None = None) -> Session:
         """Return a session of the model with this change, opened as every trial opens it."""
-        return changed(self.engine, self.model, change or FileEdits())
+        return changed_session(self.engine, self.model, change or FileEdits())
 
     def faulty_session(self, faults: Faults) -> Session:
         """Return a session of the model with these faults in its weights."""

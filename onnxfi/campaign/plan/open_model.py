@@ -83,7 +83,7 @@ def output_of(campaign: Campaign, model: Model) -> str | None:
     return scoring.output and score_outputs(model.proto).get(scoring.output, scoring.output)
 
 
-def changed(engine: Engine, model: Model, change: FileEdits) -> Session:
+def changed_session(engine: Engine, model: Model, change: FileEdits) -> Session:
     """Open a session of a model with this change; no copy of the model is left."""
     # Of a file the runtime holds less than of bytes, which it parses beside them.
     if model.external or model.source.size >= LARGE_BYTES:

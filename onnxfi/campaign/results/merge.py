@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from onnxfi.campaign.results.store import STRATA, Store, differences, remove
+from onnxfi.campaign.results.store import STRATA, Store, identity_differences, remove
 from onnxfi.errors import StoreError
 
 
@@ -75,7 +75,7 @@ def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
 
 def _alike(one: Store, other: Store) -> None:
     """Refuse stores of different campaigns, naming the fields that differ (StoreError)."""
-    if changes := differences(one.get("identity"), other.get("identity"), "{} and {}"):
+    if changes := identity_differences(one.get("identity"), other.get("identity"), "{} and {}"):
         raise StoreError(
             f"{one.path} and {other.path} are of different campaigns: {changes}; merge takes stores of one campaign, "
             f"as runs with --shard make them"

@@ -170,7 +170,7 @@ class Store:
         if kept is None or _extends(now, kept, grows):
             self.put(identity=identity, campaign=digest_of(identity))
             return
-        if changes := differences(kept, now, "{} in the store, now {}"):
+        if changes := identity_differences(kept, now, "{} in the store, now {}"):
             hint = "name another store with -o, or use --fresh"
             raise StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
 
@@ -381,7 +381,7 @@ def _settle(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA busy_timeout = {int(1000 * _WAIT_S)}")
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], said: str) -> str:
+def identity_differences(one: Mapping[str, Any], other: Mapping[str, Any], said: str) -> str:
     """Return the fields in which two campaigns differ, up to four by name; empty if they are the same."""
     names = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
     return "; ".join(f"{n}: {said.format(_short(one.get(n)), _short(other.get(n)))}" for n in names[:4])

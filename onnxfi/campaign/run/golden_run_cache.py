@@ -59,7 +59,7 @@ def cached_golden(executor: TrialExecutor) -> tuple[GoldenRun, float]:
     kept = read_outputs(file)
     golden, golden_s = executor.golden_runs.run(kept)
     if kept is None or golden.run is not kept:
-        write_outputs(file, golden.run)
+        keep_outputs(file, golden.run)
     return golden, golden_s
 
 
@@ -123,7 +123,7 @@ def _with_alarms(outputs: Outputs) -> dict[str, Array]:
     return {**outputs.arrays, **alarms}
 
 
-def write_outputs(file: Path, run: tuple[Outputs, ...]) -> None:
+def keep_outputs(file: Path, run: tuple[Outputs, ...]) -> None:
     """Write outputs that are not too large to a file, and remove the oldest files of its folder beyond the bound."""
     named = [_with_alarms(outputs) for outputs in run]
     every = [array for arrays in named for array in arrays.values()]

@@ -120,7 +120,7 @@ def canary_check(
         if setup is not None and pool is not None:
             with suppress(BrokenExecutor):
                 answer = in_worker(pool, setup, target) if beside else None
-                seen = canary.changes(executor, target)
+                seen = canary.changes_answer(executor, target)
                 executor.close()
                 answer = answer or in_worker(pool, setup, target)
                 return canary.held(executor, target, seen, seen and not answer.result())

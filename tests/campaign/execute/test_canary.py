@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_campaigns import campaign, ran, save
 
-from onnxfi.campaign.execute.canary import changes, prove
+from onnxfi.campaign.execute.canary import changes_answer, prove
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.results.store import Store
@@ -59,9 +59,9 @@ def test_the_canary_is_not_fooled_by_outputs_whose_shape_varies(here: Path) -> N
 
 def test_the_whole_model_is_not_opened_beside_its_segments(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = campaign(single=True, trials=2, target=("weights", "activations"))
-    seen, asked = changes, list[bool]()
+    seen, asked = changes_answer, list[bool]()
     monkeypatch.setattr(
-        "onnxfi.campaign.execute.canary.changes",
+        "onnxfi.campaign.execute.canary.changes_answer",
         lambda executor, target: bool(asked.append(executor.is_segmented)) or seen(executor, target),
     )
     executor = TrialExecutor.open(given)

@@ -13,7 +13,7 @@ import pytest
 from spiking_graphs import Lif, scanned, unrolled
 from tiny_campaigns import ran, tables
 
-from onnxfi.campaign.execute.canary import changes
+from onnxfi.campaign.execute.canary import changes_answer
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.trial_answers import write_outputs
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
@@ -142,7 +142,7 @@ def test_a_canary_in_what_reaches_no_output_stays_masked(here: Path) -> None:
     asked = campaign("unread", expose=False, target="activations", include="=fc2.weight/unread", all=True)
     executor = TrialExecutor.open(asked)
     [target] = [t for t in executor.opened.fault_targets.targets if t.id == "fc2.weight/unread"]
-    assert not changes(executor, target)
+    assert not changes_answer(executor, target)
 
 
 def test_a_step_of_an_unrolled_network_can_be_named(here: Path) -> None:

@@ -90,7 +90,7 @@ def test_scores_of_another_machine_are_not_believed(here: Path, own_cache: Path)
     first = check("m.onnx", only(SWEEP, PASSING)).document()
     file = cached(own_cache)
     whole = file.read_bytes()
-    golden_run_cache.write_outputs(file, as_run(np.full((12, 3), 0.5, np.float32)))
+    golden_run_cache.keep_outputs(file, as_run(np.full((12, 3), 0.5, np.float32)))
     assert file.read_bytes() != whole
     assert check("m.onnx", only(SWEEP, PASSING)).document() == first
     assert file.read_bytes() == whole
@@ -113,18 +113,18 @@ def test_the_cache_is_bounded_and_the_oldest_goes(own_cache: Path, monkeypatch: 
     monkeypatch.setattr(golden_run_cache, "LARGEST_FILE_BYTES", 4000)
     for number in range(5):
         file = own_cache / f"golden-{number}.npz"
-        golden_run_cache.write_outputs(file, as_run(np.zeros(500, np.float32)))
+        golden_run_cache.keep_outputs(file, as_run(np.zeros(500, np.float32)))
         os.utime(file, (number, number))
         monkeypatch.setattr(golden_run_cache, "LARGEST_CACHE_BYTES", 3 * file.stat().st_size + 1)
     assert sorted(file.stem for file in own_cache.iterdir()) == ["golden-2", "golden-3", "golden-4"]
-    golden_run_cache.write_outputs(own_cache / "golden-large.npz", as_run(np.zeros(1001, np.float32)))
+    golden_run_cache.keep_outputs(own_cache / "golden-large.npz", as_run(np.zeros(1001, np.float32)))
     assert not (own_cache / "golden-large.npz").exists()
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int8"])
 def test_scores_of_any_type_come_back(own_cache: Path, kind: str) -> None:
     scores = np.arange(12).astype(kind).reshape(4, 3)
-    golden_run_cache.write_outputs(own_cache / "golden-x.npz", as_run(scores))
+    golden_run_cache.keep_outputs(own_cache / "golden-x.npz", as_run(scores))
     found = golden_run_cache.read_outputs(own_cache / "golden-x.npz")
     assert found is not None
     back = stacked(found)
@@ -134,7 +134,7 @@ def test_scores_of_any_type_come_back(own_cache: Path, kind: str) -> None:
 def test_alarms_of_the_golden_run_come_back(own_cache: Path) -> None:
     """A false alarm of the golden run must not count in a trial."""
     run = (Outputs(np.arange(3), {"y": np.ones((3, 2), np.float32)}, {}, np.array([False, True, False])),)
-    golden_run_cache.write_outputs(own_cache / "golden-a.npz", run)
+    golden_run_cache.keep_outputs(own_cache / "golden-a.npz", run)
     (found,) = golden_run_cache.read_outputs(own_cache / "golden-a.npz") or ()
     assert found.arrays.keys() == {"y"} and found.alarms is not None and found.alarms.tolist() == [False, True, False]
 
