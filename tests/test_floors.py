@@ -27,7 +27,7 @@ ROOMS = {
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
     "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "certain", "pipeline"),
     "tasks": ("", "kinds"),
-    "campaign": ("spec", "plan", "results", "execute", "workers", "run", "exhaustive", "report", "gate"),
+    "campaign": ("spec", "plan", "results", "execute", "certain", "workers", "run", "exhaustive", "report", "gate"),
     "analysis": ("", "planner"),
 }
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))

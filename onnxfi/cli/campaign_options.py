@@ -49,7 +49,7 @@ _TRIALS = (
     click.option("--top", type=int, metavar="K", default=5, show_default=True, help="With --rank: how many places of the order are settled."),
     click.option("--method", type=click.Choice(["guaranteed", "asymptotic", "simple"]), metavar="METHOD", default="guaranteed", show_default=True, help="With --adaptive: guaranteed (valid at every stopping time), asymptotic (fewer trials, approximate) or simple (drawn evenly)."),
     click.option("--exhaustive", is_flag=True, help="One fault per trial, every site once."),
-    click.option("--outcomes", type=click.Choice(["bits", "class"]), default="bits", show_default=True, metavar="KIND", help="With --exhaustive: judge every bit of the outputs, or the class alone, which is proved without a run for most faults."),
+    click.option("--outcomes", type=click.Choice(["bits", "class"]), default="bits", show_default=True, metavar="KIND", help="Judge every bit of the outputs, or the class alone, which of many faults in weights is proved without a run; with --exhaustive a table of classes."),
     click.option("--faults", metavar="FILE", help="Replay a fault list, trial by trial."),
     click.option("--mix", multiple=True, metavar="PART", help="Combine draws in each trial, as 'fault: flip, ber: 1e-6, include: conv'. Repeatable."),
     click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model (flip, stuck-at-0, …), as in onnxfi inject."),

@@ -112,13 +112,14 @@ def command(
     onnxfi run model.onnx --data images.npz --ber 1e-7:1e-3 --repeat 10
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --confidence 0.99
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
+    onnxfi run model.onnx --data images.npz --single --trials 100000 --outcomes class
     onnxfi run model.onnx --data images.npz --exhaustive --outcomes class -o model.classes.npz
     onnxfi run campaign.yaml
     """
     from onnxfi.campaign.workers.process_pool import SpareProcess
 
     began = time.monotonic()
-    own = workers != 0 and scheduler is None and local_cluster is None and flags["outcomes"] == "bits"
+    own = workers != 0 and scheduler is None and local_cluster is None
     with SpareProcess() if own else nullcontext() as spare:
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.run.runner import default_store, run
@@ -133,7 +134,7 @@ def command(
                 raise click.UsageError("--memory-device needs the provider of the device; add --provider cuda")
             limit = f"gpu_mem_limit={parse_size(memory_device, 'memory-device')}"
             campaign = campaign.with_fields(provider_option=(*campaign.engine.provider_option, limit))
-        if getattr(campaign.design, "outcomes", "bits") == "class":
+        if campaign.tabled:
             _run_classes(campaign, out, fresh=fresh, as_json=as_json, elsewhere=scheduler or local_cluster or shard)
             return
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:

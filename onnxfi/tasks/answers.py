@@ -342,6 +342,11 @@ class AnswerPair:
         return found
 
     @cached_property
+    def proved(self) -> Flags:
+        """Samples whose answer was proved: none, as these ran ([N])."""
+        return np.zeros(len(self.differ), np.bool_)
+
+    @cached_property
     def label_five(self) -> Flags:
         """Samples in whose faulty top-5 their label is ([N])."""
         found = self.golden.five.copy()

@@ -215,7 +215,11 @@ def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:
 
 
 def _compared(golden: GoldenRun, faulty: tuple[Outputs, ...]) -> Judgement:
-    pair = golden.pair(faulty)
+    return judge_pair(golden, golden.pair(faulty))
+
+
+def judge_pair(golden: GoldenRun, pair: AnswerPair) -> Judgement:
+    """Return the judgement of a trial from its golden and faulty answers."""
     alarm = pair.alarmed is not None and bool(pair.alarmed.any())
     if not pair.same_shape:
         cause = "alarm" if alarm else "nonfinite" if golden.detects and pair.faulty.nonfinite.any() else None

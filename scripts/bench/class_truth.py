@@ -43,7 +43,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def check(table: ClassTable, model: Path, trials: int) -> bool:
-    """Compare random faults with full runs: half of them anywhere, half among those that change an answer."""
+    """Compare random faults with full runs: half of them anywhere, the others where answers change or are DUE."""
     identity = table.header["identity"]
     campaign = Campaign(
         model, MODELS / "fashion_test.npz", samples=table.samples, batch=identity["batch"],
@@ -54,10 +54,11 @@ def check(table: ClassTable, model: Path, trials: int) -> bool:
     targets = {t.id: t for t in executor.opened.fault_targets.targets}
     ends = np.cumsum([one.faults for one in table.tensors])
     rng = np.random.default_rng(SEED)
-    affected = np.flatnonzero(table.column("changed") + table.column("due"))
-    anywhere = rng.integers(0, ends[-1], trials - trials // 2)
+    affected, due = np.flatnonzero(table.column("changed")), np.flatnonzero(table.column("due"))
+    grave = rng.choice(due, min(len(due), trials // 10), replace=False)
+    chosen = [rng.integers(0, ends[-1], trials - trials // 2), grave, rng.choice(affected, trials // 2 - len(grave))]
     wrong = 0
-    for number in [*anywhere.tolist(), *rng.choice(affected, trials // 2).tolist()]:
+    for number in np.concatenate(chosen).tolist():
         at = int(np.searchsorted(ends, number, side="right"))
         one = table.tensors[at]
         element, column = divmod(number - int(ends[at]) + one.faults, len(one.bits))
@@ -69,8 +70,9 @@ def check(table: ClassTable, model: Path, trials: int) -> bool:
             if round(found[metric] * table.samples) != known[element, column]:
                 wrong += 1
                 print(f"{one.id}[{element}]:{one.bits[column]}: {metric} of a full run is another")
-    print(f"{trials:,} of {ends[-1]:,} faults, half of them among the {len(affected):,} that change an answer,")
-    print(f"by full runs on {table.samples:,} samples: {wrong} numbers differ")
+    print(f"{trials:,} of {ends[-1]:,} faults, {len(grave)} of them among the {len(due):,} with DUE, a half with these")
+    print(f"among the {len(affected):,} that change an answer, by full runs on {table.samples:,} samples:")
+    print(f"{wrong} numbers differ")
     return wrong == 0
 
 

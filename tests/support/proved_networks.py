@@ -115,3 +115,15 @@ def faulty_scores(
         array.reshape(-1).view(np.uint32)[element] ^= np.uint32(1 << bit)
         held.CopyFrom(numpy_helper.from_array(array, tensor))
         yield OrtEngine(provider="cpu").prepare(proto.SerializeToString()).run({"x": x})["y"]
+
+
+def changed_scores(model: bytes, x: Floats, tensor: str, elements: NDArray[np.int64], values: Floats) -> Floats:
+    """Return the scores of the whole model with other numbers in some elements of a tensor."""
+    import onnx
+
+    proto = onnx.ModelProto.FromString(model)
+    [held] = [one for one in proto.graph.initializer if one.name == tensor]
+    array = numpy_helper.to_array(held).copy()
+    array.reshape(-1)[elements] = values
+    held.CopyFrom(numpy_helper.from_array(array, tensor))
+    return OrtEngine(provider="cpu").prepare(proto.SerializeToString()).run({"x": x})["y"]

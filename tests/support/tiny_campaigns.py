@@ -58,6 +58,16 @@ def samples(folder: Path, n: int = 12, *, name: str = "d.npz", labels: bool = Tr
     return str(folder / name)
 
 
+def overflowing(folder: Path, n: int = 12) -> tuple[str, str]:
+    """Return `mlp` and `samples` with numbers so large that a fault makes scores infinite, which still rank classes."""
+    model = onnx.load(mlp(folder))
+    [held] = [tensor for tensor in model.graph.initializer if tensor.name == "w1"]
+    held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held) * np.float32(50), "w1"))
+    onnx.save(model, folder / "m.onnx")
+    np.savez(folder / "d.npz", x=chance(n, 4, seed=99) * np.float32(10), labels=np.arange(n) % 3)
+    return str(folder / "m.onnx"), str(folder / "d.npz")
+
+
 def save(folder: Path, graph: str, name: str = "g.onnx") -> str:
     """A model in ONNX's text form, as a file."""
     onnx.save(parser.parse_model(HEAD + graph), folder / name)

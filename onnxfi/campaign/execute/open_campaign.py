@@ -12,6 +12,7 @@ from onnxfi.campaign.plan.open_model import beside, changed_session, describing_
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
+from onnxfi.errors import SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.lookup_tables import lookup_tables
@@ -30,6 +31,7 @@ from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.pipeline.later_stages import FrontRun
 from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
 from onnxfi.tasks.evaluation import reduction, scored_answers, scored_names
+from onnxfi.tasks.kinds.classification import CLASS_OUTCOMES
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task, open_samples
 
@@ -124,6 +126,10 @@ class OpenCampaign:
             later = replace(later, answers=scored_answers(later.answers, how.output, how.kind, task=how.task))
         output, scored = (self.output, run) if later is None else (later.answers.output, later.answers.run)
         task = choose_task(how.task, scored, output, self.judged, how.kind, how.metric)
+        if how.outcomes == "class":
+            if task.name != CLASS_OUTCOMES.name:
+                raise SpecError("outcomes class is for scores of classes; leave it out", "outcomes")
+            task = CLASS_OUTCOMES
         size = self.size if later is None else 1
         inputs = KeptInputs.read(self.judged, size, task.inputs) if task.inputs else None
         return GoldenRun.of(run, self.judged.labels, task, how.kind, how.tolerance, how.due, inputs, later)

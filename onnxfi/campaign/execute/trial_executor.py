@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import ClassVar
 
 from onnxfi.campaign.execute.activation_faults import InstrumentedModel, needs_numbers
 from onnxfi.campaign.execute.activation_routes import (
@@ -91,6 +92,9 @@ class TrialExecutor:
     session : Session, optional
         A session of the model file, for the golden run.
     """
+
+    #: Trials that are given to it at once, where they share runs.
+    most_at_once: ClassVar[int] = 32
 
     def __init__(self, opened: OpenCampaign, kept_bytes: int = KEPT_BYTES, session: Session | None = None) -> None:
         self.opened, self.kept_bytes = opened, kept_bytes

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.campaign.certain.class_proofs import ClassProofs, Proofs, agree, flip, numbers, on_cpu
+from onnxfi.campaign.certain.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.exhaustive.class_table import (
@@ -24,39 +26,22 @@ from onnxfi.campaign.exhaustive.class_table import (
     save_part,
     write_class_table,
 )  # fmt: skip
-from onnxfi.campaign.exhaustive.sample_runs import SampleRuns
-from onnxfi.campaign.exhaustive.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.run.campaign_record import identity
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.designs import Exhaustive
 from onnxfi.campaign.workers.scheduling import versions
-from onnxfi.errors import CampaignError, SpecError, StoreError, UnprovableError
+from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults.space import Target
-from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.write.output_file import check_output_files
-from onnxfi.runtime.certain.golden_values import Golden, golden_activations, needed_activations
-from onnxfi.runtime.certain.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
-from onnxfi.runtime.certain.propagation import NONFINITE, UNKNOWN
-from onnxfi.runtime.certain.weight_faults import WeightProofs, open_proofs
-from onnxfi.runtime.engine.cuda import CPU
+from onnxfi.runtime.certain.propagation import UNKNOWN
 from onnxfi.tasks.outcomes import Judgement, judge
 
 #: Faults of a block are no more than this, where each has a number for each sample.
 _FAULTS = 2048
 _KEEP_S = 30.0
-#: Faults of each tensor that run on all samples, whatever is proved of them.
-_CHECKED = 8
-
-
-Proofs = WeightProofs | IntegerProofs
-_RULES: tuple[tuple[Callable[..., tuple[str, ...]], Callable[..., Proofs]], ...] = (
-    (needed_activations, open_proofs),
-    (needed_integers, open_integer_proofs),
-)
 OnTensor = Callable[[str, int, int], None]
-#: Element, bit and faulty word of each fault.
-_Sites = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
+#: Element and bit of each fault.
+_Sites = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def default_table(campaign: Campaign) -> Path:
@@ -109,8 +94,8 @@ def class_outcomes(
     >>> table.faults, table.ran
     (320, 0)
     """
-    if not isinstance(campaign.design, Exhaustive) or campaign.design.outcomes != "class":
-        raise SpecError("class outcomes are of exhaustive campaigns; give exhaustive and outcomes class", "outcomes")
+    if not campaign.tabled:
+        raise SpecError("class tables are of exhaustive campaigns; give exhaustive and outcomes class", "outcomes")
     file = default_table(campaign) if out is None else Path(out)
     parts = file.with_name(file.name + ".parts")
     check_output_files(None, [file], copy=False)
@@ -156,23 +141,18 @@ class ClassRun:
     def __init__(self, campaign: Campaign) -> None:
         self.executor = TrialExecutor.open(campaign)
         self.opened = self.executor.opened
-        if self.opened.campaign.engine.engine == "onnxruntime" and self.opened.provider != CPU:
+        if not on_cpu(self.executor):
             raise SpecError(
                 f"outcomes class rests on the rounding of the CPU's kernels, and {self.opened.provider} has others; "
                 f"add provider cpu, or leave outcomes class out", "outcomes",
             )  # fmt: skip
         self.golden, self.golden_s = self.executor.golden_runs.run()
-        if self.golden.task.name != "classification":
-            raise SpecError("outcomes class is for classifiers; leave it out", "outcomes")
         made = make_plan(campaign, self.opened.fault_targets)
         self.header = made.header
         self.identity: dict[str, Any] = json.loads(json.dumps(identity(self.opened, made), default=list))
         self.space = self.opened.fault_targets.listed(self.header)
-        self.net = partition_graph(self.opened.model)
-        self.labels = self.golden.labels
-        self.top = self.golden.answers.top.astype(np.int16)
-        self._activations: dict[tuple[str, ...], Golden] = {}
-        self.whole = SampleRuns.open(self.opened, self.golden)
+        self.proofs = ClassProofs(self.executor, self.golden)
+        self.labels, self.top = self.golden.labels, self.proofs.top
         self.canary = canary.prove(self.executor, [t for t in made.targets if t.size])
 
     def header_row(self) -> dict[str, Any]:
@@ -183,25 +163,6 @@ class ClassRun:
             "golden": {name: metrics[name] for name in ("top1",) if name in metrics},
             "environment": {**versions(self.opened.campaign.engine.open()), "machine": platform.machine()},
         }  # fmt: skip
-
-    def proofs(self, target: Target) -> Proofs | None:
-        """Return the proofs for a target; None if there are none."""
-        [scored] = self.opened.names
-        top = np.where(self.golden.answers.nonfinite, UNKNOWN, self.top).astype(np.int16)
-        for needs, opens in _RULES:
-            try:
-                needed = needs(self.net, target.id, scored)
-                if needed not in self._activations:
-                    self._activations = {needed: self._golden(needed)}
-                return opens(self.net, target.id, self._activations[needed], scored, top)
-            except UnprovableError:
-                continue
-        return None
-
-    def _golden(self, needed: tuple[str, ...]) -> Golden:
-        opened = self.opened
-        batches, engine = opened.data.batches(opened.size), opened.campaign.engine.open()
-        return golden_activations(engine, self.net, opened.inputs, batches, self.golden.scores, needed)
 
     def tables(self, kept: Path, progress: OnTensor) -> Iterator[TensorTable]:
         """Yield the table of each tensor, the last first; those that are kept in a folder are not made again."""
@@ -216,13 +177,12 @@ class ClassRun:
         table, kept = load_part(part) if part.exists() else (None, 0)
         table = table or TensorTable.empty(target.id, target.layer, target.dtype, target.size, bits)
         written = time.monotonic()
-        proofs = self.proofs(target)
-        runs = TensorRuns(self.executor, self.header, self.golden, target, self.whole)
+        proofs, runs = self.proofs.of(target), self.proofs.runs(self.header, target)
         elements = np.arange(target.size, dtype=np.int64)
         channels = elements * 0 if proofs is None else proofs.channel_of(elements)
         stored = self.opened.model.words(target, elements)
         if proofs is not None and not kept:
-            self._check(target, bits, proofs, runs)
+            self.proofs.check(target, bits, proofs, runs)
         done = 0
         for channel in np.unique(channels).tolist():
             mine = elements[channels == channel]
@@ -235,7 +195,7 @@ class ClassRun:
                 bit = np.tile(np.array(bits, np.int64), len(some))
                 after = stored[at] ^ (np.uint64(1) << bit.astype(np.uint64))
                 classes = self._classes(target, proofs, at, stored[at], after)
-                self._tally(table, runs, (at, bit, after), classes)
+                self._tally(table, runs, (at, bit), classes)
                 if time.monotonic() - written > _KEEP_S:
                     save_part(part, table, done)
                     written = time.monotonic()
@@ -249,34 +209,16 @@ class ClassRun:
         """Return the class of each fault and sample, from the stored and the faulty words; UNKNOWN without a proof."""
         if proofs is None:
             return np.full((len(elements), len(self.top)), UNKNOWN, np.int16)
-        size = np.dtype(f"u{(target.word.bits + 7) // 8}")
-        classes = proofs.classes(elements, *(words.astype(size).view(target.dtype) for words in (before, after)))
-        if not self.golden.detects:
-            classes[classes == NONFINITE] = UNKNOWN
-        return classes
-
-    def _check(self, target: Target, bits: tuple[int, ...], proofs: Proofs, runs: TensorRuns) -> None:
-        """Hold the proofs of some faults, spread over a tensor from its highest bit down, against runs."""
-        elements = np.linspace(0, target.size - 1, min(_CHECKED, target.size)).astype(np.int64)
-        bit = np.array([bits[-1 - n % len(bits)] for n in range(len(elements))], np.int64)
-        before = self.opened.model.words(target, elements)
-        after = before ^ (np.uint64(1) << bit.astype(np.uint64))
-        every = [np.arange(len(self.top))] * len(elements)
-        for n, found in enumerate(runs.run(elements, bit, after, every)):
-            one = slice(n, n + 1)
-            [classes] = self._classes(target, proofs, elements[one], before[one], after[one])
-            for outcome in [] if isinstance(found, Judgement) else found:
-                _agree(outcome, classes, f"{target.id}[{elements[n]}]:{bit[n]}")
+        return proofs.classes(elements, *numbers(target, before, after))
 
     def _tally(
         self, table: TensorTable, runs: TensorRuns, faults: _Sites,
         classes: NDArray[np.int16],
     ) -> None:  # fmt: skip
         """Count the outcomes of some faults; those without a proof run."""
-        elements, bits, words = faults
+        elements, bits = faults
         column = np.searchsorted(table.bits, bits)
         right = np.zeros(len(self.top), np.bool_) if self.labels is None else self.top == self.labels
-        table.due[elements, column] = np.count_nonzero(classes == NONFINITE, axis=1)
         changed = (classes != self.top) & (classes >= 0)
         table.changed[elements, column] = np.count_nonzero(changed, axis=1)
         table.critical[elements, column] = np.count_nonzero(changed & right, axis=1)
@@ -285,7 +227,8 @@ class ClassRun:
         unknown = classes == UNKNOWN
         rows = np.flatnonzero(unknown.any(1))
         needed = [np.flatnonzero(unknown[row]) for row in rows]
-        for row, found in zip(rows, runs.run(elements[rows], bits[rows], words[rows], needed), strict=True):
+        flips = [flip(runs.target, *site) for site in zip(elements[rows].tolist(), bits[rows].tolist(), strict=True)]
+        for row, found in zip(rows, runs.run(flips, needed), strict=True):
             where = elements[row], column[row]
             if isinstance(found, Judgement):
                 self._judged(table, where, found)
@@ -308,7 +251,7 @@ class ClassRun:
         """Add what ran to what was proved, and hold the proofs of the same batches against it."""
         for one in found:
             proved = classes[one.samples] != UNKNOWN
-            _agree(one, classes, f"{table.id}[{where[0]}]:{table.bits[where[1]]}")
+            agree(one, classes, f"{table.id}[{where[0]}]:{table.bits[where[1]]}")
             rest = one.samples[~proved]
             table.changed[where] += np.count_nonzero(one.changed[~proved])
             table.critical[where] += np.count_nonzero(one.changed[~proved] & right[rest])
@@ -316,14 +259,3 @@ class ClassRun:
             if self.labels is not None:
                 table.right[where] += np.count_nonzero(one.top[~proved] == self.labels[rest])
             table.ran[where] += len(rest)
-
-
-def _agree(one: BatchOutcome, classes: NDArray[np.int16], site: str) -> None:
-    """Raise CampaignError if a run contradicts a proved class."""
-    mine = classes[one.samples]
-    wrong = np.where(mine == NONFINITE, ~one.due, (one.top != mine) | one.due)
-    if (wrong & (mine != UNKNOWN)).any():
-        raise CampaignError(
-            f"{site}: a run gives another class than was proved; the runtime does not compute as the proofs assume; "
-            f"run without --outcomes class"
-        )

@@ -175,7 +175,7 @@ def read_class_table(path: str | Path) -> ClassTable:
     --------
     >>> table = read_class_table("models/fashion_cnn_faults.npz")
     >>> table.faults, table.samples, table.ran
-    (3387712, 1000, 3536753)
+    (3387712, 1000, 3571432)
     """
     arrays = read_npz(Path(path))
     try:

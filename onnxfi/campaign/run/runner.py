@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
@@ -27,7 +28,7 @@ from onnxfi.campaign.run.campaign_record import describe_run, keep_golden, keep_
 from onnxfi.campaign.run.sweep_store import extended
 from onnxfi.campaign.run.trial_limits import TrialLimits, memory_limit
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.designs import Exhaustive, Replay
+from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.workers.dask_cluster import Cluster
 from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
@@ -44,6 +45,7 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
+from onnxfi.tasks.kinds.classification import CLASS_OUTCOMES
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import AUTO, expected_task, missing
 from onnxfi.tasks.task import Metric
@@ -146,7 +148,7 @@ def run(
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
         shape = soon, threads_per_process(campaign, worker_memory_bytes)
         early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape, spare=spare))
-        local = TrialExecutor.open(campaign, kept_bytes, model=model)
+        local = open_executor(campaign, kept_bytes, model=model)
         _refuse(campaign, local.opened, shard)
         plan = lengths(make_plan(campaign, local.opened.fault_targets))
         if cluster is not None:
@@ -197,8 +199,8 @@ def _soonest(pending: Iterator[PendingTrial], plan: Plan, most: int, workers: in
 
 def _place(campaign: Campaign, store: str | Path | None) -> Path:
     """Return the path of the results; raise OutputError before anything runs where none can be written."""
-    if isinstance(campaign.design, Exhaustive) and campaign.design.outcomes == "class":
-        raise SpecError("outcomes class has no store; use onnxfi.class_outcomes, or leave it out", "outcomes")
+    if campaign.tabled:
+        raise SpecError("outcomes class of every fault make a table, no store; use onnxfi.class_outcomes", "outcomes")
     file = Path(store) if store is not None else default_store(campaign)
     if not file.is_file():
         check_output_files(None, [file])
@@ -277,9 +279,8 @@ def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | N
     rate = campaign.adaptive.rate
     if opened.front is not None and campaign.scoring.task == AUTO:
         return  # its answers are known after the golden run, and are asked then
-    if why := missing(
-        rate, expected_task(campaign.scoring.task, opened.output, opened.judged.labels), labelled=labelled
-    ):
+    task = expected_task(campaign.scoring.task, opened.output, opened.judged.labels)
+    if why := missing(rate, CLASS_OUTCOMES if campaign.scoring.outcomes == "class" else task, labelled=labelled):
         raise SpecError(f"rate {rate!r} cannot be measured: {why}", "rate")
 
 
@@ -295,7 +296,7 @@ def _worker_setup(
     limits = {name: store.get(name) if cluster or executor is None else None for name in ("timeout_s", "memory_bytes")}
     if isinstance(executor, Cluster) and not executor.owned:
         limits["memory_bytes"] = None
-    line, shared = plan.header.line(), local.shares(plan.header)
+    line, shared = plan.header.line(), local.most_at_once if local.shares(plan.header) else 0
     golden_run, golden_s = digest(golden[0]), golden[1]
     campaign, kept_bytes = local.opened.campaign, local.kept_bytes
     return WorkerSetup(campaign, line, golden_run, golden_s, kept_bytes=kept_bytes, together=shared, **limits)

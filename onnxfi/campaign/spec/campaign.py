@@ -15,6 +15,7 @@ from onnxfi.campaign.spec.designs import (
     AdaptiveFaults,
     BerSweep,
     Design,
+    Exhaustive,
     FaultDraw,
     Replay,
     TemperatureSweep,
@@ -115,6 +116,8 @@ class Campaign(CheckedFields):
         if not isinstance(self.design, VoltageSweep | TemperatureSweep):
             for draw in self.draws:
                 named("fault", lambda text: check_condition(parse_fault(text), self.design.key), draw.fault)
+        if self.tabled:
+            self._check_table()
         code = self.memory.memory_code
         at_rates = isinstance(self.design, BerSweep | Replay)
         if code is not None and not at_rates and not parse_code_assignment(code).leaves_single_faults:
@@ -134,6 +137,18 @@ class Campaign(CheckedFields):
     def __repr__(self) -> str:
         fields = {name: value for name, value in given_fields(self).items() if name != "model"}
         return f"Campaign({', '.join([repr(self.model), *(f'{name}={value!r}' for name, value in fields.items())])})"
+
+    @property
+    def tabled(self) -> bool:
+        """True if the results are a class table instead of a store: every flip, judged by classes."""
+        return self.scoring.outcomes == "class" and isinstance(self.design, Exhaustive)
+
+    def _check_table(self) -> None:
+        [draw] = self.draws
+        if draw.fault != "flip" or draw.scope.includes_activations:
+            raise SpecError("a class table is of flips of single bits in weights; leave outcomes out", "outcomes")
+        if draw.selector.elements:
+            raise SpecError("a class table is of whole tensors; leave elements out", "elements")
 
     @property
     def draws(self) -> tuple[FaultDraw, ...]:

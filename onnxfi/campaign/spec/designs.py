@@ -30,8 +30,6 @@ UNWRITTEN = MappingProxyType({"place": True, "unwritten": True})
 MOST = 10**12
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
-#: The outcome of an exhaustive trial: any changed bit of the outputs, or the class alone.
-OutcomeKind = Literal["bits", "class"]
 #: Parts of a network that an adaptive campaign ranks by their rates.
 RankedParts = Literal["none", "layer", "tensor", "channel", "bit"]
 #: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
@@ -248,25 +246,13 @@ class AdaptiveFaults(CheckedFields):
 
 @dataclass(frozen=True)
 class Exhaustive(CheckedFields):
-    """One fault per trial, every site once.
-
-    With `outcomes` class the answers of a classifier are judged by their class alone: SDC-1, DUE, accuracy. Then most
-    trials need no run, since their classes are proved, and results are columns of a file instead of rows of a store.
-    """
+    """One fault per trial, every site once."""
 
     key: ClassVar[str] = "exhaustive"
     sampler: ClassVar[str] = "exhaustive"
 
-    outcomes: OutcomeKind = "bits"
     draw: FaultDraw = field(default_factory=FaultDraw)
     seed: int = _seed()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.outcomes == "class" and (self.draw.fault != "flip" or self.draw.scope.includes_activations):
-            raise SpecError("outcomes class is for flips of single bits in weights; leave it out", "outcomes")
-        if self.outcomes == "class" and self.draw.selector.elements:
-            raise SpecError("outcomes class takes whole tensors; leave elements out", "elements")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ DueCause = Literal["error", "timeout", "crash", "memory", "nonfinite"]
 #: Units that count as layers: the modules of the source framework, or every tensor.
 Layers = Literal["modules", "tensors"]
 _Route = Literal["auto", "late-start", "early-stop", "full"]
+#: What counts as the outcome of a sample: any changed bit of the outputs, or the class alone.
+OutcomeKind = Literal["bits", "class"]
 DUE: tuple[DueCause, ...] = get_args(DueCause)
 _MOST_AXES = 64
 
@@ -62,9 +64,13 @@ class Scoring(CheckedFields):
     tolerance: float = bounded(0.0, lambda t: 0 <= t < math.inf, "0 or more")
     due: tuple[DueCause, ...] = DUE
     time_axis: int | None = within(None, 0, _MOST_AXES - 1)
+    outcomes: OutcomeKind = "bits"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.outcomes == "class" and (self.tolerance or self.metric):
+            name = "tolerance" if self.tolerance else "metric"
+            raise SpecError(f"{name} has no effect with outcomes class, which knows classes and no scores", name)
         if not is_own(self.task) and (head := self.task.partition(":")[0]) not in task_names():
             raise SpecError(f"task {head!r} is unknown{closest(head, task_names())}, or give module:name", "task")
         check_word("scores", self.scores, KINDS)

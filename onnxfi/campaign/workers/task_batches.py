@@ -14,6 +14,8 @@ Item = TypeVar("Item")
 PendingTrial = tuple[int, str]
 #: Trials among which those with faults in the same tensor are brought together.
 _WINDOW = 512
+#: Largest batches of a window, at least.
+_BATCHES = 8
 #: The first ones are smaller, so that a campaign of a minute has looked everywhere.
 _FIRST_WINDOWS = (64, 128, 256)
 #: Trials that are read ahead at most to have some of every stratum.
@@ -60,21 +62,21 @@ def batches_by_tensor(
     ones on, so that what is done when a campaign is stopped is a fair sample, and some tasks for each of so many
     workers in it, so that none stands idle.
     """
-    for size in chain(_FIRST_WINDOWS, repeat(_WINDOW)):
+    for size in chain(_FIRST_WINDOWS, repeat(max(_WINDOW, _BATCHES * most))):
         if not (window := list(islice(pending, size))):
             return
         workers_now = max(1, workers if isinstance(workers, int) else workers())
-        most = min(most, -(-len(window) // (_TASKS_A_WORKER * workers_now)))
+        here = min(most, -(-len(window) // (_TASKS_A_WORKER * workers_now)))
         together, batches = list[PendingTrial](), list[list[PendingTrial]]()
         for _, group in groupby(sorted(window, key=lambda task: (_tensor_of(task), task[0])), key=_tensor_of):
             alike = list(group)
-            if together and len(together) + len(alike) > most:
+            if together and len(together) + len(alike) > here:
                 batches.append(together)
                 together = []
             together += alike
-            while len(together) > most:
-                batches.append(together[:most])
-                together = together[most:]
+            while len(together) > here:
+                batches.append(together[:here])
+                together = together[here:]
         yield from spread([*batches, together])
 
 

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
@@ -40,7 +41,7 @@ class WorkerSetup:
 
     `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have. A trial that
     takes longer than `timeout_s` ends its process, and a worker gets no more than `memory_bytes` (None: no limit), of
-    which it keeps `kept_bytes` of golden values and sessions. `together` sends it more trials at a time.
+    which it keeps `kept_bytes` of golden values and sessions. So many trials that run `together` are sent at a time.
     """
 
     campaign: Campaign
@@ -50,16 +51,12 @@ class WorkerSetup:
     timeout_s: float | None = None
     memory_bytes: int | None = None
     kept_bytes: int = KEPT_BYTES
-    together: bool = False
+    together: int = 0
 
     @property
     def trials_a_task(self) -> int:
         """Trials that are sent to a worker together: some seconds of work, if each ran the whole model."""
-        return (
-            _MOST_TRIALS_A_TASK
-            if self.together
-            else max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
-        )
+        return self.together or max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
 
 
 def run_in_process(
@@ -79,7 +76,7 @@ def _together(
     begun = time.perf_counter()
     try:
         found = executor.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
-    except DeviceError:
+    except (DeviceError, CampaignError):
         raise
     except Exception:  # each alone then shows which trial it is
         return {}
@@ -92,7 +89,7 @@ def _one(executor: TrialExecutor, golden: GoldenRun, header: Header, task: Pendi
     begun = time.perf_counter()
     try:
         found = executor.trial(header, golden, lines.splitlines())
-    except (ProviderError, DeviceError):  # nor would the next trial have one
+    except (ProviderError, DeviceError, CampaignError):  # nor would the next trial have one
         raise
     except Exception:  # a harness error is no outcome
         return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
@@ -110,7 +107,7 @@ def _open(
 ) -> tuple[TrialExecutor, GoldenRun, Header]:
     """Open a campaign, where it is not known already, and hold its golden run against that of the setup."""
     header = Header.parse(setup.header, "the plan")
-    executor = executor or TrialExecutor.open(setup.campaign, setup.kept_bytes, runs=False)
+    executor = executor or open_executor(setup.campaign, setup.kept_bytes, runs=False)
     if setup.memory_bytes is not None:
         golden = _golden_within(setup.memory_bytes, executor, golden)
     golden = golden or executor.golden_in_segments()
@@ -186,7 +183,7 @@ class Worker:
         """Open a campaign and take the golden run ahead of the first batch, which repeats any error."""
         with self._lock.held(), claim("executor"):
             if self._early is None and self._opened is None:  # a quick worker may get what another one should have
-                executor = TrialExecutor.open(campaign, kept_bytes, runs=False)
+                executor = open_executor(campaign, kept_bytes, runs=False)
                 golden = executor.golden_in_segments()
                 self._early = _OpenedEarly(executor.opened.campaign, kept_bytes, executor, golden)
 

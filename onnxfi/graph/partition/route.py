@@ -28,6 +28,8 @@ class Route(StrEnum):
         The steps of a generation loop from the first faulty one on, from the golden cache in front of it.
     SPLIT : Route
         The nodes that the faulty activations can reach, in the model split at them, which has a golden run of its own.
+    PROVED : Route
+        Nothing: the classes of all samples were proved.
     FULL : Route
         The whole model: a faulty copy, with fault operators for faulty activations.
     """
@@ -38,6 +40,7 @@ class Route(StrEnum):
     SINGLE_SAMPLE = "single-sample"
     STEPS = "steps"
     SPLIT = "split"
+    PROVED = "proved"
     FULL = "full"
 
 

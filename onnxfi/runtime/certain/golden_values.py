@@ -62,17 +62,19 @@ def needed_activations(net: PartitionGraph, tensor: str, scored: str) -> tuple[s
 
 def golden_activations(
     engine: Engine, net: PartitionGraph, inputs: Sequence[Port], batches: Iterable[Batch], scores: NDArray[Any],
-    needed: Sequence[str],
+    needed: Sequence[str], most_bytes: int | None = None,
 ) -> Golden:  # fmt: skip
     """Return the golden values of the needed activations, of which the last are the scores.
 
     Raises
     ------
     UnprovableError
-        If the runtime gives other scores with them than `scores` ([samples, …]), the golden ones.
+        If the runtime gives other scores with them than `scores` ([samples, …]), the golden ones, or they take more
+        than `most_bytes`.
     """
     names = [name for name in needed if name not in net.inputs]
     every: dict[str, list[NDArray[Any]]] = {}
+    taken = 0
     try:
         feeds = {port.name: feed_of(port) for port in inputs}
         part = extract_model(net, range(len(net.proto.graph.node)), feeds, names)
@@ -82,6 +84,9 @@ def golden_activations(
                 if not array.ndim or len(array) != batch.size:
                     array = np.zeros((batch.size, 0))  # noqa: PLW2901
                 every.setdefault(name, []).append(array[: batch.valid])
+                taken += array.nbytes
+            if most_bytes is not None and taken > most_bytes:
+                raise UnprovableError("the golden activations take too many bytes")
         values = {name: np.concatenate(parts) for name, parts in every.items()}
     except (EngineError, ValueError) as error:
         raise UnprovableError(str(error)) from error

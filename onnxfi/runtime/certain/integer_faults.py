@@ -54,6 +54,11 @@ class IntegerProofs:
     bias: bool
     _tables: dict[int, Classes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def cost_bytes(self) -> int:
+        """Return about the bytes that it takes."""
+        return self.inputs.nbytes + self.outputs.nbytes + sum(one.nbytes for one in self.sums)
+
     def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the output channel that each element (flat, row-major) belongs to."""
         weights = self.layers[0].product.weights
@@ -97,6 +102,34 @@ class IntegerProofs:
             if len(live):
                 found[row, live] = self._behind(output[live], live, channel)
         return found
+
+    @property
+    def cheap(self) -> bool:
+        """Return whether a proof costs less than a run: always."""
+        return True
+
+    def several(self, elements: NDArray[np.int64], before: NDArray[Any], after: NDArray[Any]) -> Classes:
+        """Return the class of each sample under several faults together ([samples]), −1 where it is not certain.
+
+        Parameters
+        ----------
+        elements : int array [faults]
+            The elements, each once.
+        before, after : int8, uint8 or int32 array [faults]
+            The stored and the faulty number of each.
+        """
+        if any(isinstance(layer.product, Convolution) for layer in self.layers[1:]):
+            return np.full(len(self.top), UNKNOWN, np.int16)
+        change = after.astype(np.float64) - before.astype(np.float64)
+        own, place = np.unique(self.channel_of(elements), return_inverse=True)
+        sums = self.sums[0][:, own]
+        for n, element in enumerate(elements.tolist()):
+            sums[:, place[n]] += change[n] * self._input(element)[:, 0]
+        values = self.outputs.copy()
+        values[:, own] = self.layers[0].quantised(wrapped(sums), own)
+        for layer in self.layers[1:]:
+            values = layer.quantised(wrapped(layer.sums(values.reshape(len(values), -1))), slice(None))
+        return np.asarray(values.reshape(len(values), -1).argmax(1), np.int16)
 
     def _input(self, element: int) -> Floats:
         """Return what an element is multiplied with ([samples, 1, …])."""

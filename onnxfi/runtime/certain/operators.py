@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
 from onnxfi.runtime.certain.bounds import Floats, ValueBounds
-from onnxfi.runtime.certain.rounding import LARGEST, OVERFLOW, SMALL, absolute, gamma
+from onnxfi.runtime.certain.rounding import LARGEST, absolute, gamma
 
-Flags = NDArray[np.bool_]
 #: Values of a scored softmax differ by more than its rounding where their logits differ by this.
 SOFTMAX_MARGIN = 1e-3
 _IMAGE, _ROWS = 4, 2
@@ -59,10 +58,9 @@ class Linear:
         """Return the bounds of the output."""
         before = self._of(self.golden, faulty.channels)
         live = faulty.live
-        infinite = np.isposinf(faulty.low)  # for certain
         row = live.reshape(*live.shape, *(1,) * (before.ndim - 1))
-        low = np.where(row, np.where(infinite, 1.0, faulty.low - before), 0.0)
-        high = np.where(row, np.where(infinite, 1.0, faulty.high - before), 0.0)
+        low = np.where(row, faulty.low - before, 0.0)
+        high = np.where(row, faulty.high - before, 0.0)
         here = (low != 0) | (high != 0)  # also a NaN
         live = here.reshape(*live.shape, -1).any(-1)
         middle = (low + high) / 2
@@ -73,45 +71,19 @@ class Linear:
         reach += g * self._of(self.sums) + absolute(self.product.terms)
         reach *= 1 + 1e-9  # the rounding of these numbers themselves, in float64
         centre += self._of(self.exact)
-        found = _within(centre, reach, g, live)
-        return self._with_infinite(found, infinite, faulty.channels) if infinite.any() else found
+        return _within(centre, reach, g, live)
 
-    def _with_infinite(self, found: ValueBounds, infinite: Flags, channels: NDArray[np.int64] | None) -> ValueBounds:
-        """Return bounds where some inputs are +∞ for certain: all sums with one are infinite or NaN.
+    def entry(self, low: Floats, high: Floats, magnitude: Floats, channels: NDArray[np.int64]) -> ValueBounds:
+        """Return the bounds of output channels to whose exact sums something from `low` to `high` is added.
 
-        They are +∞ or −∞ where all the weights of these inputs have one sign and the other terms cannot overflow, and
-        otherwise written as from +∞ to −∞, which nothing lies between.
-        """
-        if not isinstance(self.product, Matrix):
-            return ValueBounds(found.low * np.nan, found.high * np.nan, found.live)
-        weights = self.product.weights if channels is None else self.product.weights[:, channels]
-        count = infinite.sum(-1, keepdims=True)
-        ones = infinite.astype(np.float64)
-        finite = np.isfinite(found.low)
-        up = finite & (ones @ (weights > 0).T.astype(np.float64) == count)
-        down = finite & (ones @ (weights < 0).T.astype(np.float64) == count)
-        low = np.where(count > 0, np.where(down, -np.inf, np.inf), found.low)
-        high = np.where(count > 0, np.where(up, np.inf, -np.inf), found.high)
-        return ValueBounds(low, high, found.live)
-
-    def entry(self, low: Floats, high: Floats, magnitude: Floats, channel: int) -> ValueBounds:
-        """Return the bounds of an output channel to whose exact sums something from `low` to `high` is added.
-
-        These and `magnitude`, which is added to the sums of magnitudes, are [faults, samples, 1, …].
+        These and `magnitude`, which is added to the sums of magnitudes, are [faults, samples, channels, …].
         """
         g = gamma(self.product.terms)
-        one = np.array([channel])
-        exact, sums = self._of(self.exact, one), self._of(self.sums, one)
+        exact, sums = self._of(self.exact, channels), self._of(self.sums, channels)
         live = (magnitude != 0).reshape(*magnitude.shape[:2], -1).any(-1)
         reach = (g * (sums + magnitude) + absolute(self.product.terms)) * (1 + 1e-9)
-        low, high = exact + low - reach, exact + high + reach
-        if (reach >= g * LARGEST).any():
-            small = sums < SMALL  # one term alone is large
-            above, below = small & (low > OVERFLOW), small & (high < -OVERFLOW)
-            unknown = (reach >= g * LARGEST) & ~above & ~below
-            low = np.where(above, np.inf, np.where(below, -np.inf, np.where(unknown, np.nan, low)))
-            high = np.where(above, np.inf, np.where(below, -np.inf, np.where(unknown, np.nan, high)))
-        return ValueBounds(low, high, live, one)
+        reach = np.where(reach < g * LARGEST, reach, np.nan)  # a sum may overflow on the way
+        return ValueBounds(exact + low - reach, exact + high + reach, live, channels)
 
     def _of(self, golden: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
         if channels is None:
@@ -274,13 +246,7 @@ class Clip:
 
     def __call__(self, faulty: ValueBounds) -> ValueBounds:
         """Return the bounds of the output."""
-        found = faulty.mapped(lambda values: np.clip(values, self.low, self.high))
-        if np.isposinf(faulty.low).any():  # infinite or NaN, and runtimes cut a NaN in different ways
-            crossed = found.low > found.high
-            return ValueBounds(
-                np.where(crossed, np.nan, found.low), np.where(crossed, np.nan, found.high), found.live, found.channels
-            )
-        return found
+        return faulty.mapped(lambda values: np.clip(values, self.low, self.high))
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 Classes = NDArray[np.int16]
 #: Class of a sample whose class is not certain.
 UNKNOWN = -1
-#: Class of a sample whose scores certainly hold an infinity or a NaN.
-NONFINITE = -2
 #: Linear operators behind the faulty one: behind more of them the bounds are too wide to prove anything.
 _DEEPEST = 3
 _SAME = frozenset(("Identity", "Dropout"))
@@ -92,9 +90,7 @@ class Path:
         np.put_along_axis(others, first[..., None].astype(np.int64), -np.inf, -1)
         certain = best[..., 0] > others.max(-1) + self.margin  # false of a NaN
         certain &= np.isfinite(low).all(-1) & np.isfinite(high).all(-1)
-        broken = (np.isposinf(low) | np.isneginf(high)).any(-1) & (self.margin == 0)
-        found = np.where(broken, NONFINITE, np.where(certain, first, UNKNOWN))
-        return np.where(scores.live, found, golden).astype(np.int16)
+        return np.where(scores.live, np.where(certain, first, UNKNOWN), golden).astype(np.int16)
 
 
 def path_from(net: PartitionGraph, node: int, golden: Golden, scored: str, top: Classes) -> Path:

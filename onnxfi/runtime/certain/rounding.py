@@ -17,8 +17,6 @@ _BESIDE = 8
 _SUBNORMAL = 2.0**-125
 #: A sum of magnitudes that is lower meets no overflow on the way, in whatever order: 0.4 % below the largest float32.
 LARGEST = 3.39e38
-#: A term above this is infinite in float32, and so is its sum with terms that are none of them above `SMALL`.
-OVERFLOW, SMALL = 3.41e38, 1e30
 
 
 def gamma(terms: int) -> float:

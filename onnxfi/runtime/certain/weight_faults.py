@@ -29,6 +29,9 @@ _LARGEST_TOGETHER, _HALF, _FINE = 2.0, 0.5, 2.0**-8
 #: Binary logarithms between which the range of a sample lies, and the steps of its bisection (0.04 at the end).
 _LEAST, _MOST, _STEPS = -24.0, 126.0, 12
 
+#: A float64 addition rounds by less than this share of γ of the fewest terms.
+_SUMMED = 1e-9
+
 
 @dataclass(frozen=True)
 class WeightProofs:
@@ -53,6 +56,13 @@ class WeightProofs:
     def cheap(self) -> bool:
         """Return whether a proof costs less than a run: not where a convolution lies behind the operator."""
         return not any(isinstance(r, Linear) and isinstance(r.product, Convolution) for r in self.path.rules)
+
+    @property
+    def cost_bytes(self) -> int:
+        """Return about the bytes that it takes."""
+        linear = [rule for rule in (self.path.first, *self.path.rules) if isinstance(rule, Linear)]
+        arrays = [one for rule in linear for one in (rule.golden, rule.exact, rule.sums, rule.product.weights)]
+        return sum(one.nbytes for one in arrays)
 
     def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the output channel that each element (flat, row-major) belongs to."""
@@ -91,7 +101,7 @@ class WeightProofs:
         distinct, which = np.unique(elements[finite], return_inverse=True)
         inputs = np.stack([self._input(element) for element in distinct.tolist()])
         old = before[finite].astype(np.float64)
-        faults = _Faults(which, old, after[finite].astype(np.float64) - old, int(self.channel_of(elements[:1])[0]))
+        faults = _Faults(which, old, after[finite].astype(np.float64) - old, self.channel_of(elements[:1]))
         some = max(_FEWEST, _BLOCK // max(1, inputs[0, 0].size))
         with np.errstate(all="ignore"):
             if inputs[0, 0].size == 1:
@@ -103,6 +113,40 @@ class WeightProofs:
                 found[finite, part] = mine._proved(faults, inputs[:, part])
         return self._asked(found)
 
+    def several(self, elements: NDArray[np.int64], before: NDArray[np.float32], after: NDArray[np.float32]) -> Classes:
+        """Return the class of each sample under several faults together ([samples]), −1 where it is not certain.
+
+        What they add to the sums of a channel, and to the magnitudes there, adds up. Nothing is claimed where a
+        convolution lies behind the operator.
+
+        Parameters
+        ----------
+        elements : int array [faults]
+            The elements, each once.
+        before, after : float32 array [faults]
+            The stored and the faulty value of each.
+        """
+        samples, shape = len(self.path.top), self.path.first.exact.shape[2:]
+        found = np.full(samples, UNKNOWN, np.int16)
+        if not self.cheap or not (np.isfinite(after) & np.isfinite(before)).all():
+            return found
+        old, channels = before.astype(np.float64), self.channel_of(elements)
+        change = after.astype(np.float64) - old
+        own, place = np.unique(channels, return_inverse=True)
+        with np.errstate(all="ignore"):
+            added, magnitude = np.zeros((2, 1, samples, len(own), *shape))
+            for n, element in enumerate(elements.tolist()):
+                x = self._input(element)[:, 0]
+                added[0, :, place[n]] += change[n] * x
+                magnitude[0, :, place[n]] += (2 * abs(old[n]) + abs(change[n])) * np.abs(x)
+            magnitude *= 1 + len(elements) * _SUMMED  # the rounding of `added` itself
+            for first in range(0, samples, some := max(1, _BLOCK // magnitude[0, 0].size)):
+                part = slice(first, first + some)
+                path, mine = with_slice(self.path, part), (added[:, part], magnitude[:, part])
+                found[part] = path.classes(path.first.entry(mine[0], mine[0], mine[1], own))[0]
+        found[self.path.top == UNKNOWN] = UNKNOWN
+        return found
+
     def _asked(self, found: Classes) -> Classes:
         """Return classes without those of samples that have no golden class: they are not finite to begin with."""
         found[:, self.path.top == UNKNOWN] = UNKNOWN
@@ -113,9 +157,10 @@ class WeightProofs:
 
         The range of each sample is found by bisection; where the class is certain for all of it, it is for each number.
         """
-        if faults.channel not in self._ranges:
-            self._ranges[faults.channel] = self._range(faults.channel, 1.0), self._range(faults.channel, -1.0)
-        up, down = self._ranges[faults.channel]
+        channel = int(faults.channels[0])
+        if channel not in self._ranges:
+            self._ranges[channel] = self._range(faults.channels, 1.0), self._range(faults.channels, -1.0)
+        up, down = self._ranges[channel]
         inputs = inputs.reshape(*inputs.shape[:2])
         found = np.full((len(faults.which), inputs.shape[1]), UNKNOWN, np.int16)
         for first in range(0, len(found), step := max(1, 2 * _BLOCK // inputs.shape[1])):
@@ -128,7 +173,7 @@ class WeightProofs:
         )
         return found
 
-    def _range(self, channel: int, sign: float) -> Floats:
+    def _range(self, channels: NDArray[np.int64], sign: float) -> Floats:
         """Return how much may be added to the sums of a channel with the golden class certain ([samples])."""
         low, high = np.full(len(self.path.top), _LEAST), np.full(len(self.path.top), _MOST)
         shape = (1, len(low), *(1,) * (self.path.first.exact.ndim - 1))
@@ -136,7 +181,7 @@ class WeightProofs:
             middle = (low + high) / 2
             size = np.exp2(middle).reshape(shape)
             ends = sign * size
-            bounds = self.path.first.entry(np.minimum(ends, 0), np.maximum(ends, 0), size, channel)
+            bounds = self.path.first.entry(np.minimum(ends, 0), np.maximum(ends, 0), size, channels)
             proved = self.path.classes(bounds)[0] == self.path.top
             low, high = np.where(proved, middle, low), np.where(proved, high, middle)
         return np.where(low > _LEAST, np.exp2(low), 0.0)
@@ -160,7 +205,7 @@ class WeightProofs:
 
     def _together(self, rows: NDArray[np.int64], faults: _Faults, inputs: Floats, found: Classes) -> None:
         """Prove some changes of each element together, from the lowest to the highest; then what is left by pairs."""
-        which, old, change, channel = faults.which, faults.old, faults.change, faults.channel
+        which, old, change = faults.which, faults.old, faults.change
         mine, at = np.unique(which[rows], return_inverse=True)
         lowest, highest, size = np.zeros((3, len(mine)))
         np.minimum.at(lowest, at, change[rows])
@@ -173,7 +218,7 @@ class WeightProofs:
             low, high = np.minimum(*ends), np.maximum(*ends)
             largest = np.maximum(highest[part], -lowest[part])
             magnitude = _column(2 * size[part] + largest, x) * np.abs(x)
-            proved = self.path.classes(self.path.first.entry(low, high, magnitude, channel))
+            proved = self.path.classes(self.path.first.entry(low, high, magnitude, faults.channels))
             here = (at >= first) & (at < first + step)
             found[rows[here]] = proved[at[here] - first]
         if self.cheap:
@@ -187,7 +232,7 @@ class WeightProofs:
             x = inputs[faults.which[part]]
             added = _column(faults.change[part], x) * x
             magnitude = _column(faults.size[part], x) * np.abs(x)
-            found[part] = self.path.classes(self.path.first.entry(added, added, magnitude, faults.channel))
+            found[part] = self.path.classes(self.path.first.entry(added, added, magnitude, faults.channels))
 
     def _pairs(
         self, fault: NDArray[np.int64], sample: NDArray[np.int64], faults: _Faults, inputs: Floats, found: Classes
@@ -200,7 +245,7 @@ class WeightProofs:
             x = inputs[faults.which[f], s]
             added = (_column(faults.change[f], x) * x)[None]
             magnitude = (_column(faults.size[f], x) * np.abs(x))[None]
-            found[f, s] = path.classes(path.first.entry(added, added, magnitude, faults.channel))[0]
+            found[f, s] = path.classes(path.first.entry(added, added, magnitude, faults.channels))[0]
 
     def _step(self, inputs: Floats) -> int:
         """Return the number of faults in a block."""
@@ -209,12 +254,12 @@ class WeightProofs:
 
 @dataclass(frozen=True)
 class _Faults:
-    """Finite changes of elements of one output channel: the element of each by its place among the inputs."""
+    """Finite changes of elements of one output channel ([1]): the element of each by its place among the inputs."""
 
     which: NDArray[np.int64]
     old: Floats
     change: Floats
-    channel: int
+    channels: NDArray[np.int64]
 
     @property
     def size(self) -> Floats:

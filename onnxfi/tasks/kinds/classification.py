@@ -107,6 +107,16 @@ def _class(number: int, name: str) -> Metric:
     )  # fmt: skip
 
 
+def proved_samples(pair: AnswerPair) -> float:
+    """Share of samples whose class was proved, so that they did not run."""
+    return share(pair.proved)
+
+
+def class_masked(pair: AnswerPair) -> Flags:
+    """Return the samples that have the same top-1 ([N])."""
+    return np.asarray(~pair.other_top)
+
+
 KINDS = ("auto", "logits", "probabilities", "counts")
 
 
@@ -203,6 +213,37 @@ CLASSIFICATION = Task(
     alternatives=(CLASS_NUMBERS,),
     masked=masked,
     wrong=lambda pair: pair.silent_top,
+    reads=class_output,
+    misfit=class_misfit,
+    score_kind=score_kind,
+    remark=reading,
+)  # fmt: skip
+
+#: Classification where the class alone is an outcome, not every bit of the scores: of most faults it can be proved.
+CLASS_OUTCOMES = Task(
+    CLASSIFICATION.name,
+    (
+        *map(
+            CLASSIFICATION.metric, ("any_sdc1", "top1", "balanced_accuracy", "sdc1", "top1_changed", "critical")
+        ),
+        Metric(
+            "proved_samples", proved_samples, label="proved", axis="Answers proved\n(% of answers)", better="higher",
+            failed=0.0,
+        ),
+    ),
+    headline="sdc1",
+    columns=(("top1", "top1_changed"), ("sdc1",), ("any_sdc1",), ("due",), ("proved_samples",)),
+    page_columns=("top1", "top1_changed", "sdc1", "any_sdc1", "due", "proved_samples"),
+    panels=("sdc1", "due"),
+    curves=("top1", "top1_changed", "sdc1"),
+    compared=("top1", "top1_changed", "sdc1"),
+    tiles=("sdc1", "due"),
+    sums=OUTCOME_SUMS,
+    orders=(("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed")),
+    labels="classes",
+    takes_tolerance=False,
+    masked=class_masked,
+    wrong=CLASSIFICATION.wrong,
     reads=class_output,
     misfit=class_misfit,
     score_kind=score_kind,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_campaigns import mlp, samples
+from tiny_campaigns import mlp, overflowing, samples
 
 from onnxfi.campaign.exhaustive.class_run import ClassRun, class_outcomes, default_table
 from onnxfi.campaign.exhaustive.class_table import COLUMNS, read_class_table
@@ -33,9 +33,18 @@ def campaign(folder: Path, **fields: object) -> Campaign:
     return Campaign(mlp(folder), samples(folder, N), **given | fields)
 
 
-def test_every_count_is_that_of_full_runs(tmp_path: Path) -> None:
-    table = class_outcomes(campaign(tmp_path), tmp_path / "t.npz")
-    truth = campaign(tmp_path, outcomes="bits", route="full")
+@pytest.mark.parametrize("large", [False, True])
+def test_every_count_is_that_of_full_runs(large: bool, tmp_path: Path) -> None:
+    given = campaign(tmp_path)
+    if large:  # infinite scores, which are DUE, still have a class
+        overflowing(tmp_path, N)
+    table = class_outcomes(given, tmp_path / "t.npz")
+    assert table.column("due").any() or not large
+    truth = (
+        campaign(tmp_path, outcomes="bits", route="full")
+        if not large
+        else given.with_fields(outcomes="bits", route="full")
+    )
     found = {}
     store = tmp_path / "s.db"
     results = list(run(truth, store))
@@ -85,11 +94,11 @@ def test_other_campaigns_are_refused(tmp_path: Path) -> None:
         campaign(tmp_path, fault="zero")
     with pytest.raises(SpecError, match="whole tensors"):
         campaign(tmp_path, elements="0")
-    with pytest.raises(SpecError, match="exhaustive and outcomes class"):
+    with pytest.raises(SpecError, match="give exhaustive and outcomes class"):
         class_outcomes(campaign(tmp_path, outcomes="bits"))
-    with pytest.raises(SpecError, match="outcomes class has no store"):
+    with pytest.raises(SpecError, match="make a table, no store"):
         run(campaign(tmp_path), tmp_path / "s.db")
-    with pytest.raises(SpecError, match="for classifiers"):
+    with pytest.raises(SpecError, match="for scores of classes"):
         ClassRun(campaign(tmp_path, task="deviation"))
     assert default_table(campaign(tmp_path)) == Path("m.classes.npz")
 

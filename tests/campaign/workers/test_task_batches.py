@@ -30,7 +30,7 @@ def test_trials_of_one_tensor_stay_together(targets: list[str], most: int, worke
 
 def test_a_long_campaign_is_gathered_batch_by_batch() -> None:
     targets = ["a", "b"] * 600
-    groups = list(batches_by_tensor(iter(tasks(targets)), 2000, lambda: 1))
+    groups = list(batches_by_tensor(iter(tasks(targets)), 64, lambda: 1))
     numbers, ends = [number for group in groups for number, _ in group], (64, 192, 448, 960)
     for end in ends:
         assert set(numbers[:end]) == set(range(1, end + 1))
@@ -66,3 +66,8 @@ def test_no_worker_stands_idle() -> None:
 def test_trials_of_this_process_keep_their_order() -> None:
     assert [len(group) for group in batches_in_order(iter(tasks(list("abab") * 3)), 5)] == [5, 5, 2]
     assert [task for group in batches_in_order(iter(tasks(list("ba"))), 1) for task in group] == tasks(list("ba"))
+
+
+def test_batches_grow_with_the_windows() -> None:
+    sizes = [len(group) for group in batches_by_tensor(iter(tasks(["w"] * 40_000)), 2048, 2)]
+    assert max(sizes[:8]) == 8 and max(sizes) == 2048 and sum(sizes) == 40_000

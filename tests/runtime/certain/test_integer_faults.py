@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, load_from_string, numpy_helper
+from proved_networks import changed_scores
 
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
@@ -103,6 +104,27 @@ def test_classes_are_those_of_full_runs(tensor: str, seed: int, tmp_path: Path) 
             if sure.any():
                 assert (row[sure] == full_run(model, x, tensor, int(element), number)[sure]).all(), (element, number)
     assert known or tensor in ("w1", "b1")
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+@pytest.mark.parametrize("tensor", ["w1", "w2", "b2", "w3", "b3"])
+def test_several_faults_have_the_classes_of_full_runs(tensor: str, seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng([seed, 13])
+    model = network(rng, coarse=bool(seed % 2))
+    x = rng.integers(0, 128, (SAMPLES, 2, 6, 6)).astype(np.float32)
+    proofs = proofs_of(tmp_path, model, x, tensor)
+    array = numpy_helper.to_array(next(t for t in load_from_string(model).graph.initializer if t.name == tensor))
+    word = f"u{array.itemsize}"
+    for _ in range(6):
+        elements = np.sort(rng.permutation(array.size)[: rng.integers(2, 6)])
+        before = array.reshape(-1)[elements]
+        bits = rng.integers(0, 8 * array.itemsize, len(elements)).astype(word)
+        after = (before.view(word) ^ (np.ones(1, word) << bits)).view(array.dtype)
+        found = proofs.several(elements, before, after)
+        if tensor == "w1":  # a convolution lies behind
+            assert (found == UNKNOWN).all()
+        else:
+            assert found.tolist() == changed_scores(model, x, tensor, elements, after).argmax(1).tolist()
 
 
 def test_a_runtime_that_rounds_otherwise_proves_nothing(tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ def test_a_class_is_certain_above_all_others_only(tmp_path) -> None:
     path = path_from(graph_of(tmp_path, "{ y = MatMul(x, w) }"), 0, golden, "y", np.array([0, 0, 1], np.int16))
     for change, found in ((0.0, [[0, UNKNOWN, 1]]), (2.0, [[0, 0, 0]]), (1.0, [[0, 0, UNKNOWN]])):
         added = np.full((1, 3, 1), change)
-        entry = path.first.entry(added, added, np.ones_like(added), 0)
+        entry = path.first.entry(added, added, np.ones_like(added), np.array([0]))
         assert path.classes(entry).tolist() == found
     some = with_samples(path, np.array([2, 2]))
-    assert some.classes(some.first.entry(added[:, :2], added[:, :2], added[:, :2], 1)).tolist() == [[1, 1]]
+    assert some.classes(some.first.entry(added[:, :2], added[:, :2], added[:, :2], np.array([1]))).tolist() == [[1, 1]]
     assert with_slice(path, slice(1, 3)).top.tolist() == [0, 1]
     dead = ValueBounds(added * np.nan, added * np.nan, np.zeros((1, 3), np.bool_), np.array([0]))
     assert path.classes(dead).tolist() == [[0, 0, 1]]

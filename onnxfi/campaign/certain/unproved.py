@@ -12,12 +12,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.campaign.certain.sample_runs import SampleRuns
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.exhaustive.sample_runs import SampleRuns
 from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header
-from onnxfi.faults.models import Flip
-from onnxfi.faults.sites import Sites
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.partition.route import Route
@@ -36,8 +34,14 @@ class BatchOutcome:
 
     samples: NDArray[np.int64]
     top: NDArray[np.int64]
-    changed: Flags
+    other: Flags
     due: Flags
+    nonfinite: Flags
+
+    @property
+    def changed(self) -> Flags:
+        """Return the samples of SDC-1: their class is another, silently."""
+        return self.other & ~self.due
 
 
 @dataclass(frozen=True)
@@ -52,42 +56,41 @@ class TensorRuns:
     whole: SampleRuns | None = None
 
     def run(
-        self,
-        elements: NDArray[np.int64],
-        bits: NDArray[np.int64],
-        words: NDArray[np.uint64],
-        needed: Sequence[NDArray[np.int64]],
+        self, faults: Sequence[Faults], needed: Sequence[NDArray[np.int64]]
     ) -> Iterator[list[BatchOutcome] | Judgement]:
-        """Yield the outcomes of each fault on the samples that it needs and others, or its judgement on all samples.
+        """Yield the outcomes of some faults on the samples that they need and others, or a judgement on all samples.
 
         Parameters
         ----------
-        elements, bits : int array [faults]
-            The sites.
-        words : uint64 array [faults]
-            The faulty words.
+        faults : sequence of Faults
+            Faults in the tensor; each of these runs by itself.
         needed : sequence of int array
-            The samples that each fault needs, in ascending order.
+            The samples that each needs, in ascending order.
         """
         if self.whole is not None:
-            for element, bit, samples in zip(elements.tolist(), bits.tolist(), needed, strict=True):
-                outputs = self.whole.run(self._faults(element, bit), samples)
-                yield self.alone(element, bit) if outputs is None else [self._judged(self._golden(samples), outputs)]
+            for one, samples in zip(faults, needed, strict=True):
+                try:
+                    outputs = self.whole.run(one, samples)
+                except (EngineError, MemoryError):  # alone it is found out whether there is an answer
+                    outputs = None
+                yield self.alone(one) if outputs is None else [self._judged(self._golden(samples), outputs)]
             return
         batches = [set(self._batch[samples].tolist()) for samples in needed]
-        route = self._route
-        path = (
-            None if self.executor.weights is None else self.executor.weights.segmented.segmentation.alone(self.target)
-        )
+        route = self.route
         at_once = 1 if route is None else route.at_once
-        for first in range(0, len(elements), at_once):
-            part = range(first, min(first + at_once, len(elements)))
-            found: list[list[BatchOutcome] | None] = [None] * len(part)
-            if route is not None and path is not None:
-                trials = [TrialFaults({path.location: (elements[n : n + 1], words[n : n + 1])}) for n in part]
-                found = self._group(route, trials, [batches[n] for n in part])
-            for n, one in zip(part, found, strict=True):
-                yield self.alone(int(elements[n]), int(bits[n])) if one is None else one
+        for first in range(0, len(faults), at_once):
+            some = faults[first : first + at_once]
+            found: list[list[BatchOutcome] | None] = [None] * len(some)
+            if route is not None and self.executor.weights is not None:
+                trials = [self.executor.weights.trial_faults(one) for one in some]
+                found = self._group(route, trials, batches[first : first + at_once])
+            for one, outcomes in zip(some, found, strict=True):
+                yield self.alone(one) if outcomes is None else outcomes
+
+    @property
+    def kind(self) -> Route:
+        """Return the route by which samples run that need to."""
+        return Route.FULL if self.whole is not None or self.route is None else self.route.route
 
     @cached_property
     def _batch(self) -> NDArray[np.int64]:
@@ -99,7 +102,8 @@ class TensorRuns:
         return Outputs(samples, {"": self.golden.scores[samples]})
 
     @cached_property
-    def _route(self) -> Reexecution | None:
+    def route(self) -> Reexecution | None:
+        """Return the route by which batches run; None if there is none that is exact."""
         weights = self.executor.weights
         if weights is None:
             return None
@@ -138,12 +142,8 @@ class TensorRuns:
 
     def _judged(self, golden: Outputs, outputs: Outputs) -> BatchOutcome:
         pair = AnswerPair(Answers((golden,)), Answers((outputs,)), self.golden.detects)
-        return BatchOutcome(golden.samples, pair.top, pair.silent_top, pair.detected)
+        return BatchOutcome(golden.samples, pair.top, pair.other_top, pair.detected, pair.nonfinite)
 
-    def _faults(self, element: int, bit: int) -> Faults:
-        sites = Sites(np.zeros(1, np.int64), np.array([element]), np.array([bit], np.int16))
-        return Faults((self.target,), sites, (Flip(),))
-
-    def alone(self, element: int, bit: int) -> Judgement:
-        """Return the judgement of one fault on all samples, by the shortest route that is exact."""
-        return self.executor.judged(self.header, self.golden, self._faults(element, bit))
+    def alone(self, faults: Faults) -> Judgement:
+        """Return the judgement of some faults on all samples, by the shortest route that is exact."""
+        return TrialExecutor.judged(self.executor, self.header, self.golden, faults)
