@@ -84,7 +84,7 @@ def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
     monkeypatch.setattr(open_model, "give_back", lambda: None)
     assert open_model.beside(model, 2 * model.source.size) and not open_model.beside(model, 2 * model.source.size - 1)
     order: list[str] = []
-    changes, submit = canary.changes, ProcessPool.submit
+    changes, submit = canary.changes_answer, ProcessPool.submit
 
     def seen(bench: TrialExecutor, target: Target) -> bool:
         order.append("here")
@@ -94,7 +94,7 @@ def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
         order.append(call.__name__)
         return submit(pool, call, *args)
 
-    monkeypatch.setattr(canary, "changes", seen)
+    monkeypatch.setattr(canary, "changes_answer", seen)
     monkeypatch.setattr(ProcessPool, "submit", given)
     ran(campaign(trials=4), here / "wide.db", workers=1)
     assert order[:3] == ["open_early", "shown", "work"] and "here" in order
