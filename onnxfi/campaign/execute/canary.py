@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,9 +27,32 @@ _ELEMENTS = 1 << 16
 _TRIES = 3
 
 
-def prove(
-    executor: TrialExecutor, targets: Sequence[Target], shows: Callable[[Target], bool] | None = None
-) -> dict[str, Any]:
+class Check(Protocol):
+    """Asks for canaries, perhaps elsewhere, where they could hang or kill this process."""
+
+    def shows(self, target: Target) -> bool:
+        """Return whether a canary in a target is seen; RouteError if a shorter route does not show it."""
+        ...
+
+    def route(self, target: Target) -> Route:
+        """Return the kind of route of faults in a target."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Asks for canaries in this process."""
+
+    executor: TrialExecutor
+
+    def shows(self, target: Target) -> bool:
+        return notices(self.executor, target)
+
+    def route(self, target: Target) -> Route:
+        return route_of_target(self.executor, target)
+
+
+def prove(executor: TrialExecutor, targets: Sequence[Target], check: Check | None = None) -> dict[str, Any]:
     """Inject a canary into one target after the other until a change is seen, by each kind of route that there is.
 
     Parameters
@@ -39,8 +62,8 @@ def prove(
     targets : sequence of Target
         The targets of the campaign. Those with the most elements come first: most trials inject there, so what is
         opened for the canary is used again.
-    shows : callable, optional
-        A predicate that looks for the canary elsewhere, where it could hang or kill this process.
+    check : Check, optional
+        Asks for the canary; by default in this process.
 
     Raises
     ------
@@ -48,15 +71,16 @@ def prove(
         If no canary is seen.
     """
     seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
+    check = check or _Here(executor)
     for target in sorted(targets, key=lambda target: -target.size):
         # To know the route opens the segments: the whole model comes first, so that it is open once.
-        route = None if seen is None else _route(executor, target)
+        route = None if seen is None else check.route(target)
         if route is not None:
             if route is Route.FULL or route in routes or tries[route] == _TRIES:
                 continue
             tries[route] += 1
-        if shows(target) if shows is not None else notices(executor, target):
-            seen, routes = seen or target.id, {**routes, route or _route(executor, target): target.id}
+        if check.shows(target):
+            seen, routes = seen or target.id, {**routes, route or check.route(target): target.id}
         elif seen is None:
             unseen.append(target.id)
     if seen is not None:
@@ -141,7 +165,7 @@ def may_hang(executor: TrialExecutor, target: Target) -> bool:
     return target.structural or looped
 
 
-def _route(executor: TrialExecutor, target: Target) -> Route:
+def route_of_target(executor: TrialExecutor, target: Target) -> Route:
     """Return the kind of route of faults in a target."""
     if not target.is_activation:
         return executor.route(executor.facts(_canary(executor, target)))

@@ -107,13 +107,14 @@ def segment(opened: OpenCampaign) -> Segmentation:
 
 def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
     """Return the segmented model of a campaign; raises EngineError if the runtime does not take the segments."""
+    why = ""
     for cut in (segmentation, replace(segmentation, cut_points=())) if segmentation.cut_points else (segmentation,):
         try:
             segmented = _open(opened, cut, kept_bytes // 2)
             segmented.first = FirstSegments(segmented) if cut.late else None
             golden_outputs(segmented, 0)
         except CANNOT_OPEN as error:  # what goes on at a cut point is not a tensor, or not of the declared shape
-            why = error
+            why = str(error)  # the error itself would hold what was opened before it
         else:
             return segmented
     raise EngineError(f"the model cannot be run in segments: {why}")

@@ -203,8 +203,16 @@ class TrialExecutor:
         return partition_graph(self.opened.model) if self.segmentation is None else self.segmentation.net
 
     def close(self) -> None:
-        """Close what is open for trials, which others run."""
+        """Close what is open for trials, but for the segments that they share."""
         self.cache.close()
+
+    def close_segments(self) -> None:
+        """Close the segments too: others run the trials."""
+        self.close()
+        for routes in self._segments:
+            if routes is not None:
+                routes[0].segmented.first = None  # which holds them in turn
+        self._segments.clear()
 
     # One trial
 
@@ -365,6 +373,10 @@ class TrialExecutor:
         return self.by_batch or (
             alone and (any(target.is_activation for target in targets) or self.segmentation.shares(targets))
         )
+
+    def most_together(self, header: Header) -> int:
+        """Return how many trials of a plan may share runs; 0 where none do."""
+        return self.most_at_once if self.shares(header) else 0
 
     def together(self, header: Header, golden: GoldenRun, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
         """Run trials that share runs; return their judgements by their place, the others being left out.

@@ -56,10 +56,10 @@ def _metrics(text: str) -> Mapping[str, Any]:
 class Store:
     """An open store; use `Store.open` in a `with`."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
-        self.path, self.db = path, db
-        status = path.stat()
-        self._stamp = status.st_dev, status.st_ino
+    def __init__(self, path: Path, db: sqlite3.Connection, *, draft: bool = False) -> None:
+        self.path, self.db, self.is_draft = path, db, draft
+        status = None if draft else path.stat()
+        self._stamp = None if status is None else (status.st_dev, status.st_ino)
 
     @classmethod
     @contextmanager
@@ -94,6 +94,36 @@ class Store:
         finally:
             if db is not None:
                 _close(db, ours)
+
+    @classmethod
+    @contextmanager
+    def draft(cls, path: str | Path) -> Iterator[Store]:
+        """Open a store that has no file yet, and ends with the context; `take` writes it to the one at `path`.
+
+        SQLite keeps it in memory, and what is too large for that in a file that nobody sees.
+        """
+        db = sqlite3.connect("")
+        try:
+            with db:
+                STORE.make(db)
+            STORE.count_changes(db)
+            yield cls(Path(path), db, draft=True)
+        except sqlite3.DatabaseError as error:
+            raise OutputError(f"the plan of {str(path)!r} cannot be kept: {error}; make room for it") from None
+        finally:
+            db.close()
+
+    def take(self, draft: Store) -> None:
+        """Write the campaign and the plan of a draft; StoreError if another run has begun another campaign here."""
+        self.check_place()
+        with self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            kept, now = self.get("identity"), draft.get("identity")
+            if kept not in (None, now):
+                raise self._of_another(kept, now)
+            self.copy("meta", draft.db.execute("SELECT * FROM meta"), "IGNORE")
+            self.strata_of(draft.db.execute(f"SELECT {STRATA} FROM strata"))
+            self.trials_of(draft.db.execute("SELECT * FROM plan"))
 
     @staticmethod
     def _begun(db: sqlite3.Connection, place: Path) -> bool:
@@ -151,6 +181,8 @@ class Store:
 
     def check_place(self) -> None:
         """Refuse to go on where the file was moved, deleted or replaced: what is written would be lost."""
+        if self._stamp is None:
+            return
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -170,9 +202,13 @@ class Store:
         if kept is None or _extends(now, kept, grows):
             self.put(identity=identity, campaign=digest_of(identity))
             return
-        if changes := identity_differences(kept, now, "{} in the store, now {}"):
-            hint = "name another store with -o, or use --fresh"
-            raise StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
+        if kept != now:
+            raise self._of_another(kept, now)
+
+    def _of_another(self, kept: Mapping[str, Any], now: Mapping[str, Any]) -> StoreError:
+        changes = identity_differences(kept, now, "{} in the store, now {}")
+        hint = "name another store with -o, or use --fresh"
+        return StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
 
     def plan(self, groups: Sequence[PlannedStratum], planned: Iterable[PlannedTrial]) -> None:
         """Write the strata and the trials that are not in the store yet, in one transaction.

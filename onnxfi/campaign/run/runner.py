@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, field
+from concurrent.futures import BrokenExecutor, Executor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,8 +32,8 @@ from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.workers.dask_cluster import Cluster
 from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
+    CanaryCheck,
     RunningBatches,
-    canary_check,
     run_pooled,
     submit_batches,
     threads_per_process,
@@ -165,8 +165,8 @@ def run(
         golden_run, golden_s = local.golden_runs.run(again=not own) if golden is None else golden(local)
         given.keep(opened, golden_s)
         setup = _worker_setup(opened, local, plan, (golden_run, golden_s), executor)
-        soonest = _soonest(opened.pending(asked), plan, setup.trials_a_task, needed[0])
-        first = _prove(opened, local, plan, setup if own else None, None if worker_memory_bytes else early, soonest)
+        pool = early if own and not worker_memory_bytes else None
+        first, setup = _prove(opened, local, plan, setup, pool, opened.pending(asked), needed[0], here=not size)
         keep_golden(opened, local.opened, plan, golden_run)
         headline, before = _headline(opened, golden_run, asked)
 
@@ -207,11 +207,25 @@ def _place(campaign: Campaign, store: str | Path | None) -> Path:
     return file
 
 
-def _store(file: Path, *, fresh: bool) -> AbstractContextManager[Store]:
-    """Open the store of the results; an existing one is moved out of the way where a fresh one is asked for."""
-    if fresh:
-        set_aside(file)
-    return Store.open(file, create=True)
+@contextmanager
+def _store(file: Path, *, fresh: bool) -> Iterator[Store]:
+    """Open the store of a campaign, or a draft of a new one, which is written when all went well.
+
+    So what refuses a campaign leaves no store that is bound to it. An existing store is moved out of the way where a
+    fresh one is asked for.
+    """
+    if not fresh and file.is_file():
+        with Store.open(file, create=True) as opened:
+            if begun := opened.get("identity") is not None:
+                yield opened
+        if begun:
+            return
+    with Store.draft(file) as draft:
+        yield draft
+        if fresh:
+            set_aside(file)
+        with Store.open(file, create=True) as opened:
+            opened.take(draft)
 
 
 def _early(
@@ -296,33 +310,46 @@ def _worker_setup(
     limits = {name: store.get(name) if cluster or executor is None else None for name in ("timeout_s", "memory_bytes")}
     if isinstance(executor, Cluster) and not executor.owned:
         limits["memory_bytes"] = None
-    line, shared = plan.header.line(), local.most_at_once if local.shares(plan.header) else 0
+    line = plan.header.line()
+    shared = local.most_together(plan.header) if beside(local.opened.model, local.kept_bytes) else 0
     golden_run, golden_s = digest(golden[0]), golden[1]
     campaign, kept_bytes = local.opened.campaign, local.kept_bytes
     return WorkerSetup(campaign, line, golden_run, golden_s, kept_bytes=kept_bytes, together=shared, **limits)
 
 
+def _shares(local: TrialExecutor, plan: Plan, setup: WorkerSetup, pool: Executor | None) -> int:
+    """Return how many trials may share runs, which a worker is asked where the model is not open here as well."""
+    if pool is not None and not beside(local.opened.model, local.kept_bytes):
+        with suppress(BrokenExecutor):
+            return pool.submit(THIS_WORKER.most_together, setup).result()
+    return local.most_together(plan.header)
+
+
 def _prove(
-    store: Store,
-    local: TrialExecutor,
-    plan: Plan,
-    setup: WorkerSetup | None,
-    pool: Executor | None,
-    tasks: Iterator[list[PendingTrial]],
-) -> RunningBatches:
-    """Prove once that faults reach what the runtime computes with; return the batches that the pool got meanwhile."""
+    store: Store, local: TrialExecutor, plan: Plan, setup: WorkerSetup, pool: Executor | None,
+    pending: Iterator[PendingTrial], own: int, *, here: bool,
+) -> tuple[RunningBatches, WorkerSetup]:  # fmt: skip
+    """Prove once that faults reach what the runtime computes with.
+
+    Return the batches that the pool of `own` workers got meanwhile, and the setup of all workers. Where no trial runs
+    `here`, the segments are closed before workers open theirs.
+    """
     first: RunningBatches = {}
+    tasks = _soonest(pending, plan, setup.trials_a_task, own)
+    both = beside(local.opened.model, local.kept_bytes)
 
     def go() -> None:
-        if setup is not None and pool is not None and plan.campaign.adaptive is None and not first:
+        if both and pool is not None and plan.campaign.adaptive is None and not first:
             first.update(submit_batches(pool, setup, tasks))
 
     if store.get("canary") is None:
         targets = [target for target in plan.targets if target.size]
-        both = beside(local.opened.model, local.kept_bytes)
-        sees = canary_check(local, setup, pool, go, beside=both)
-        store.put(canary=canary.prove(local, targets, sees))
-    return first
+        check = CanaryCheck(local, setup if own else None, pool, go, both)
+        store.put(canary=canary.prove(local, targets, check))
+    setup = replace(setup, together=_shares(local, plan, setup, pool))
+    if not here:
+        local.close_segments()
+    return first, setup
 
 
 def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -26,6 +27,7 @@ from onnxfi.campaign.workers.watchdog import WATCHDOG_EXIT
 from onnxfi.campaign.workers.worker import THIS_WORKER, Results, WorkerSetup
 from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target
+from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.engine.cuda import no_cuda
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import engine_class
@@ -95,38 +97,51 @@ def _survives(setup: WorkerSetup, target: Target) -> bool:
         pool.shutdown(wait=False)
 
 
-def canary_check(
-    executor: TrialExecutor,
-    setup: WorkerSetup | None,
-    pool: Executor | None,
-    go: Callable[[], None],
-    *,
-    beside: bool = True,
-) -> Callable[[Target], bool]:
-    """Return a predicate that checks the canary in this process, and by shorter routes in a worker of `pool`.
+@dataclass
+class CanaryCheck:
+    """Asks for the canary in this process, and by shorter routes in a worker of `pool`.
 
-    A canary that could end the process is checked in a worker of its own. `go` is called when the other workers may
-    start. Without `beside` the two checks run one after the other, so that the model is open only once.
+    A canary that could end the process is asked for in a worker of its own. `go` is called when the other workers may
+    start. Without `beside` the model is open in one process at a time: here until a canary was seen, then in
+    the worker.
     """
 
-    def in_worker(of: Executor, known: WorkerSetup, target: Target) -> Future[bool]:
-        answer = of.submit(THIS_WORKER.shown, known, target.id)
-        go()
-        return answer
+    executor: TrialExecutor
+    setup: WorkerSetup | None
+    pool: Executor | None
+    go: Callable[[], None]
+    beside: bool = True
+    _moved: bool = False
 
-    def check(target: Target) -> bool:
+    def shows(self, target: Target) -> bool:
+        """Return whether a canary in a target is seen; RouteError if a shorter route does not show it."""
+        executor, setup, pool = self.executor, self.setup, self.pool
         if setup is not None and canary.may_hang(executor, target):
             return _survives(setup, target)
         if setup is not None and pool is not None:
             with suppress(BrokenExecutor):
-                answer = in_worker(pool, setup, target) if beside else None
+                if self._moved:
+                    return pool.submit(THIS_WORKER.notices, setup, target.id).result()
+                answer = self._shown(setup, pool, target) if self.beside else None
                 seen = canary.changes_answer(executor, target)
                 executor.close()
-                answer = answer or in_worker(pool, setup, target)
-                return canary.held(executor, target, seen, seen and not answer.result())
+                if answer is None and seen:
+                    answer = self._shown(setup, pool, target)
+                return canary.held(executor, target, seen, seen and answer is not None and not answer.result())
         return canary.notices(executor, target)
 
-    return check
+    def route(self, target: Target) -> Route:
+        """Return the kind of route of faults in a target."""
+        if self.setup is not None and self.pool is not None and not self.beside:
+            with suppress(BrokenExecutor):
+                self._moved = True
+                return self.pool.submit(THIS_WORKER.route, self.setup, target.id).result()
+        return canary.route_of_target(self.executor, target)
+
+    def _shown(self, setup: WorkerSetup, pool: Executor, target: Target) -> Future[bool]:
+        answer = pool.submit(THIS_WORKER.shown, setup, target.id)
+        self.go()
+        return answer
 
 
 def run_pooled(

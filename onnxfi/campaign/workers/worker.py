@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.execute import canary
@@ -24,6 +24,7 @@ from onnxfi.campaign.workers.watchdog import Watchdog
 from onnxfi.errors import CampaignError, DeviceError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.space import Target
+from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
 from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.device_errors import out_of_memory
@@ -51,7 +52,7 @@ class WorkerSetup:
     timeout_s: float | None = None
     memory_bytes: int | None = None
     kept_bytes: int = KEPT_BYTES
-    together: int = 0
+    together: int = field(default=0, compare=False)
 
     @property
     def trials_a_task(self) -> int:
@@ -210,6 +211,16 @@ class Worker:
         """Return True if the shorter route of a target shows a canary in the worker."""
         with self._held(setup) as (executor, _, _):
             return canary.shown(executor, _target(executor, target))
+
+    def route(self, setup: WorkerSetup, target: str) -> Route:
+        """Return the kind of route of faults in a target."""
+        with self._held(setup) as (executor, _, _):
+            return canary.route_of_target(executor, _target(executor, target))
+
+    def most_together(self, setup: WorkerSetup) -> int:
+        """Return how many trials may share runs, and are to be sent at a time."""
+        with self._held(setup) as (executor, _, header):
+            return executor.most_together(header)
 
     def _watched(self, setup: WorkerSetup, trials: int = 1) -> AbstractContextManager[None]:
         """End this process where the block takes longer than so many trials may."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_campaigns import campaign, ran, save
+from tiny_campaigns import campaign, ran, save, tables
 
 from onnxfi.campaign.execute.canary import changes_answer, prove
+from onnxfi.campaign.execute.route_cache import open_segments
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import plan, run
 from onnxfi.errors import CampaignError
+from onnxfi.runtime.partial.segmented_model import SegmentedModel
 
 
 def meta(store: Path, key: str) -> Any:
@@ -67,3 +71,32 @@ def test_the_whole_model_is_not_opened_beside_its_segments(here: Path, monkeypat
     executor = TrialExecutor.open(given)
     found = prove(executor, executor.opened.fault_targets.targets)
     assert len(found["routes"]) > 1 and asked == [False], "the first canary alone needs the whole model"
+
+
+def test_a_large_model_is_open_in_one_process_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = campaign(single=True, trials=4)
+    ran(given, here / "whole.db")
+    monkeypatch.setattr("onnxfi.campaign.plan.open_model.LARGE_BYTES", 1)
+    opened = list[int]()
+    monkeypatch.setattr("onnxfi.campaign.execute.trial_executor.open_segments", lambda *how: opened.append(1))
+    ran(given, here / "s.db", workers=1, kept_bytes=1)
+    assert not opened, "the segments are the worker's alone"
+    assert tables(here / "s.db") == tables(here / "whole.db")
+
+
+def test_segments_are_closed_here_before_workers_open_theirs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxfi.campaign.plan.open_model.LARGE_BYTES", 1)
+    made = list[weakref.ref[SegmentedModel]]()
+
+    def opens(*how: Any) -> SegmentedModel:
+        made.append(weakref.ref(found := open_segments(*how)))
+        return found
+
+    monkeypatch.setattr("onnxfi.campaign.execute.trial_executor.open_segments", opens)
+    gc.disable()  # what waits for it is still held
+    try:
+        running = run(campaign(trials=4), here / "s.db", workers=1, kept_bytes=1, worker_memory_bytes=1 << 30)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
+    assert len(list(running)) == 4

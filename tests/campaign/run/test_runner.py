@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import sqlite3
 import subprocess
 import sys
 import time
 import tracemalloc
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run import campaign_record, trial_limits
 from onnxfi.campaign.run.runner import plan, run
-from onnxfi.errors import CampaignError, DataError, OnnxfiError, ProviderError
+from onnxfi.errors import CampaignError, DataError, OnnxfiError, ProviderError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtSession
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
@@ -37,6 +39,12 @@ ROOT = Path(__file__).parents[3]
 def meta(store: Path, key: str) -> Any:
     with Store.open(store) as opened:
         return opened.get(key)
+
+
+def meta_count(store: Path) -> int:
+    with closing(sqlite3.connect(store)) as db:
+        made = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
+        return db.execute("SELECT count(*) FROM meta").fetchone()[0] if made else 0
 
 
 # Before the trials
@@ -176,7 +184,7 @@ def test_workers_that_began_early_end_without_a_word_where_the_campaign_cannot_b
         with pytest.raises(OnnxfiError, match=message):
             run(wanted, here / "s.db", workers=2)
         assert not multiprocessing.active_children() and capfd.readouterr() == ("", "")
-    assert not outcomes(here / "s.db"), "trials ran while the canary was asked for, and none was written"
+    assert not (here / "s.db").exists(), "trials ran while the canary was asked for, and none was written"
 
 
 def test_fewer_trials_than_workers(here: Path) -> None:
@@ -315,6 +323,48 @@ def test_what_cannot_be_run_makes_no_store(here: Path, fields: dict[str, Any], m
     with pytest.raises(onnxfi.OnnxfiError, match=message):
         run(campaign(**fields), here / "s.db")
     assert not (here / "s.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits", "message"),
+    [
+        ({"task": "segmentation"}, {}, "no output can hold masks"),
+        ({"labels": "other.npy"}, {}, "label"),
+        ({}, {"timeout_s": 1e-6, "workers": 1}, "less than the golden run takes"),
+        ({"include": "far", "model": "g.onnx", "output": "y"}, {}, "no canary was seen"),
+        ({"model": "chance.onnx"}, {}, "draws random numbers"),
+    ],
+)
+def test_what_is_refused_before_the_first_trial_is_no_obstacle(
+    here: Path, fields: dict[str, Any], limits: dict[str, Any], message: str
+) -> None:
+    save(here, UNREACHED)
+    chance = "net (float[N,4] x) => (float[N,3] y) <float[4,3] w = {1,2,3,4,5,6,7,8,9,0,1,2}> {"
+    save(here, chance + " m = MatMul(x, w) r = RandomNormalLike(m) y = Add(m, r) }", "chance.onnx")
+    np.save(here / "other.npy", np.full(3, 99))
+    for empty in (False, True):  # also where a run was killed before its first transaction
+        if empty:
+            (here / "s.db").touch()
+        with pytest.raises(OnnxfiError, match=message):
+            run(campaign(**fields), here / "s.db", **limits)
+        assert not (here / "s.db").exists() or meta_count(here / "s.db") == 0
+    ran(campaign(), here / "s.db")
+    with pytest.raises(OnnxfiError, match=message):
+        run(campaign(**fields), here / "s.db", **limits, fresh=True)
+    assert not (here / "s.db.old").exists()
+
+
+def test_two_new_runs_that_share_a_store_bind_it_once(here: Path) -> None:
+    path = here / "s.db"
+    with Store.draft(path) as one, Store.draft(path) as other:
+        one.bind({"seed": 1, "strata": []})
+        other.bind({"seed": 2, "strata": []})
+        for draft in (one, one):
+            with Store.open(path, create=True) as store:
+                store.take(draft)
+        with Store.open(path, create=True) as store, pytest.raises(StoreError, match="another campaign: seed"):
+            store.take(other)
+    assert meta(path, "identity")["seed"] == 1
 
 
 class OneOf:
