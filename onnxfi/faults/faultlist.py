@@ -35,6 +35,7 @@ from onnxfi.faults.trials import (
     draw_faults,
     faults_of_event,
     json_value,
+    plain_numbers,
 )
 from onnxfi.faults.words import Word
 
@@ -198,6 +199,35 @@ def trial_lines(trial: int, faults: Faults, how: Sampler, ordinals: Sequence[int
     yield _recipe(row, faults, how.seed, ordinals)
 
 
+def single_lines(trials: Sequence[int], faults: Faults) -> Iterator[str]:
+    """Return the line of each of many trials of one fault in a weight: those of `trial_lines`, column by column.
+
+    All faults have one fault model, and their words before and after.
+    """
+    assert faults.before is not None and faults.after is not None
+    columns: dict[str, list[Any]] = {}
+    target, real = faults.sites.target, faults.real_values
+    for when, words in (("before", faults.before), ("after", faults.after)):
+        columns[when], columns[f"{when}_value"] = words.tolist(), [None] * len(faults)
+        for ordinal in np.unique(target).tolist():
+            rows = np.flatnonzero(target == ordinal)
+            for at, value in zip(rows.tolist(), plain_numbers(faults.targets[ordinal].word, words[rows]), strict=True):
+                columns[f"{when}_value"][at] = json_value(value)
+    ids = [one.id for one in faults.targets]
+    digits = [-(-one.word.bits // 4) for one in faults.targets]
+    model = faults.models[0]
+    width = model.width() if model.unit == "bit" else 0
+    sites = zip(target.tolist(), faults.sites.index.tolist(), faults.sites.bit.tolist(), strict=True)
+    for n, (trial, (ordinal, index, bit)) in enumerate(zip(trials, sites, strict=True)):
+        row: dict[str, Any] = {"trial": trial, "target": ids[ordinal], "index": index}
+        row |= {"bits": [*range(bit, bit + width)] if bit >= 0 else None, "fault": str(model)}
+        row |= {when: f"0x{columns[when][n]:0{digits[ordinal]}x}" for when in ("before", "after")}
+        row |= {name: columns[name][n] for name in ("before_value", "after_value")}
+        if real is not None and not np.isnan(real[0, n]):
+            row |= {f"{when}_real": json_value(float(str(real[k, n]))) for k, when in enumerate(("before", "after"))}
+        yield json.dumps(row | {"changed": columns["before"][n] != columns["after"][n]}, allow_nan=False)
+
+
 def event_line(trial: int, site: Site, faults: Faults, seed: int, ordinals: Sequence[int]) -> str:
     """Return the recipe of one composite event: its site, from which its faults follow."""
     return _recipe({"trial": trial, "sampler": EVENT, "site": str(site)}, faults, seed, ordinals)
@@ -319,6 +349,17 @@ class LineReader:
                 given = [*some]
                 parts += map(self._expand, given) if recipe else [self._read(given)]
             yield trial, concatenate(parts)
+
+    def singles(self, lines: Sequence[str]) -> list[Faults | None]:
+        """Return the fault of each line, read together; None of one that is a recipe."""
+        rows = [_json(line, self.where) | {"#": number} for number, line in enumerate(lines, 1)]
+        plain = [n for n, row in enumerate(rows) if "sampler" not in row]
+        found: list[Faults | None] = [None] * len(rows)
+        if plain:
+            every = self._read([rows[n] for n in plain])
+            for place, n in enumerate(plain):
+                found[n] = every.pick(slice(place, place + 1))
+        return found
 
     def _expand(self, row: dict[str, Any]) -> Faults:
         where = f"{self.where}, line {row['#']}"

@@ -92,9 +92,20 @@ class Fault:
         word = self.before if when == "before" else self.after
         if word is None:
             return None
-        number = self.word.values(np.array([word], np.uint64))[0]
-        # The shortest decimal that names this number in its own format, not its float64 expansion.
-        return float(str(number)) if self.word.is_float else number.item() if self.word.bits < 2 else int(number)
+        return plain_numbers(self.word, np.array([word], np.uint64))[0]
+
+
+def plain_numbers(word: Word, words: Words) -> list[Any]:
+    """Return the numbers that words stand for; of a float the shortest decimal that names it in its own format.
+
+    >>> from onnxfi.faults.words import WORDS
+    >>> plain_numbers(WORDS["float32"], np.array([0x3DCCCCCD], np.uint64))
+    [0.1]
+    """
+    values = word.values(words)
+    if word.is_float:  # not its float64 expansion
+        return [float(str(value)) for value in values]
+    return [value.item() if word.bits < 2 else int(value) for value in values]
 
 
 @dataclass(frozen=True)

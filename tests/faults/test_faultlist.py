@@ -22,7 +22,7 @@ from word_oracle import faulty
 from onnxfi.errors import FaultListError
 from onnxfi.faults import faultlist
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, fault_row, trial_lines
+from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, LineReader, fault_row, single_lines, trial_lines
 from onnxfi.faults.models import Flip
 from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Sites, Target
@@ -704,3 +704,23 @@ def test_whatever_is_changed_is_read_or_refused(tmp_path: Path, data: st.DataObj
         assert str(path) in str(refusal)
         return
     assert all(isinstance(fault, Fault) for faults in trials.values() for fault in faults[:5])
+
+
+@given(st.sampled_from(sorted(WORDS)), st.sampled_from(["flip", "stuck-at-1", "burst:k=3", "zero"]), U64)
+def test_trials_of_one_fault_are_written_and_read_together(dtype: str, text: str, seed: int) -> None:
+    word, event = WORDS[dtype], parse_fault(text)
+    if event.unit == "bit" and word.bits < event.width():
+        return
+    several = tuple(Target(name, word, (40,)) for name in ("a", "b"))
+    faults = draw_faults(Selector().space(several, event), Sampler("count", n=9, seed=seed), event)
+    stored = np.random.default_rng(seed).integers(0, 1 << min(word.bits, 63), len(faults), np.uint64)
+    placed = dataclasses.replace(apply_faults(faults, stored)[0], real_values=None)
+    trials = range(5, 5 + len(placed))
+    lines = [*single_lines(trials, placed)]
+    alone = [placed.pick(slice(n, n + 1)) for n in range(len(placed))]
+    assert lines == [
+        "\n".join(trial_lines(trial, one, Sampler("sites"), ())) for trial, one in zip(trials, alone, strict=True)
+    ]
+    header = Header("0" * 64, text, Selector(), Sampler("count", n=1))
+    found = LineReader(header, several, "a list").singles([*lines, '{"trial": 99, "sampler": "count"}'])
+    assert found[-1] is None and found[:-1] == alone

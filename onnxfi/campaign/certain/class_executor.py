@@ -73,7 +73,7 @@ class ClassExecutor(TrialExecutor):
         """Prove trials together, then run those that share runs; return their judgements by their place."""
         if not self.shares(header):
             return {}
-        faults = {number: self.faults(header, lines) for number, lines in enumerate(trials)}
+        faults = dict(enumerate(self.faults_of_all(header, trials)))
         found = self._judgements(header, golden, faults)
         left = [number for number in faults if number not in found]
         if len(left) > 1 and TrialExecutor.shares(self, header):

@@ -347,13 +347,22 @@ class TrialExecutor:
         """Return the faults of a trial from its lines in a fault list."""
         if (known := self._read_ahead.pop(tuple(lines), None)) is not None:
             return known
-        reader = self._reader
-        if reader is None or reader.header is not header:
+        [(_, faults)] = self._reader_of(header).trials(enumerate(lines, 1))
+        return faults
+
+    def faults_of_all(self, header: Header, trials: Sequence[Sequence[str]]) -> list[Faults]:
+        """Return the faults of each of some trials; those of one fault are read together."""
+        alone = [number for number, lines in enumerate(trials) if len(lines) == 1]
+        read = self._reader_of(header).singles([trials[number][0] for number in alone])
+        known = dict(zip(alone, read, strict=True))
+        return [known.get(number) or self.faults(header, lines) for number, lines in enumerate(trials)]
+
+    def _reader_of(self, header: Header) -> LineReader:
+        if self._reader is None or self._reader.header is not header:
             fault_targets = self.opened.fault_targets
             listed = partial(fault_targets.listed, header)
-            self._reader = reader = LineReader(header, fault_targets.targets, "the store", listed)
-        [(_, faults)] = reader.trials(enumerate(lines, 1))
-        return faults
+            self._reader = LineReader(header, fault_targets.targets, "the store", listed)
+        return self._reader
 
     # Trials that share runs
 

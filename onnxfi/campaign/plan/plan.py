@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
@@ -36,7 +36,7 @@ from onnxfi.campaign.spec.designs import (
 from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, LineReader, event_line, trial_lines
+from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, LineReader, event_line, single_lines, trial_lines
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import CONDITION_SAMPLERS, Faults, Sampler, concatenate, draw_faults, single_faults
@@ -256,6 +256,9 @@ class Plan:
         start = 0
         if not self.fault_targets.in_activations(faults).any():  # the words of all at once
             faults = self.fault_targets.placed(faults, each=True)
+            if len(faults) == len(trials) and len(faults.models) == 1:
+                yield from _planned_singles(trials, s, faults)
+                return
         for number, trial, length in zip(numbers.tolist(), trials, lengths, strict=True):
             one = faults.pick(slice(start, start + length))
             if one.before is None:
@@ -313,6 +316,14 @@ def _planned(trial: int, stratum: int, faults: Faults, text: str) -> PlannedTria
         layers.pop() if len(layers) == 1 else None,
         bits.pop() if len(bits) == 1 and bits != {-1} else None,
     )  # fmt: skip
+
+
+def _planned_singles(trials: Sequence[int], stratum: int, faults: Faults) -> Iterator[PlannedTrial]:
+    """Yield trials of one fault in a weight each."""
+    layers = [target.layer for target in faults.targets]
+    sites = zip(faults.sites.target.tolist(), faults.sites.bit.tolist(), strict=True)
+    for trial, (ordinal, bit), text in zip(trials, sites, single_lines(trials, faults), strict=True):
+        yield PlannedTrial(trial, stratum, 1, text, layers[ordinal], None if bit < 0 else bit)
 
 
 def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:

@@ -280,16 +280,21 @@ class Store:
     def add(self, results: Iterable[Result]) -> None:
         """Write results in one transaction; those that are there stay. A harness error is kept apart."""
         self.check_place()
+        done, wrong = list[tuple[Any, ...]](), list[tuple[int, str]]()
+        text_of: tuple[Any, str] = None, ""
+        for r in results:
+            if r.error is not None:
+                wrong.append((r.trial, r.error))
+                continue
+            if r.metrics is not text_of[0]:  # trials that are judged alike share theirs
+                text_of = r.metrics, json.dumps(r.metrics, sort_keys=True, allow_nan=False)
+            words = json.dumps(r.words, allow_nan=False) if r.words else None
+            done.append((r.trial, r.outcome, r.cause, text_of[1], r.changed, r.time_s, words, r.route))
         with self.db:
-            for r in results:
-                if r.error is not None:
-                    self.insert("errors", [(r.trial, r.error)], "REPLACE")
-                    continue
-                metrics = json.dumps(r.metrics, sort_keys=True, allow_nan=False)
-                words = json.dumps(r.words, allow_nan=False) if r.words else None
-                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, words, r.route)
-                self.insert("results", [row], "IGNORE")
-                self.db.execute("DELETE FROM errors WHERE trial = ?", (r.trial,))
+            self.insert("errors", wrong, "REPLACE")
+            self.insert("results", done, "IGNORE")
+            if self.count("errors"):
+                self.db.executemany("DELETE FROM errors WHERE trial = ?", ((row[0],) for row in done))
         _settle(self.db)
 
     def ran(self) -> dict[int, int]:
