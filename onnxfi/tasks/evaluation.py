@@ -119,7 +119,7 @@ def evaluate(
             session = engine.prepare(model)
     data = data if isinstance(data, Data) else open_samples(task, data, session.inputs)
     if any(port.dtype in ("int64", "int32") for port in session.inputs):
-        check_rows(data, lookup_tables(load(model, allow_links=True).proto.graph))
+        check_rows(data, lookup_tables(load(model, allow_links=True).index.main))
     _check_samples(golden, data)
     names = golden.outputs if golden else scored_names(session, output, data, kind, task=task)
     reduce = golden.reduce if golden else reduction(data, session.outputs, output, task)

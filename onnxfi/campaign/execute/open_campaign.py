@@ -151,7 +151,7 @@ def open_campaign(
     campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
     front = _front(campaign, model)
     data = _data(campaign, session) if front is None else front.stage_data(_size(front, campaign))
-    check_rows(data, lookup_tables(model.proto.graph))
+    check_rows(data, lookup_tables(model.index.main))
     alone = runs and not beside(model, kept_bytes)
     if alone:
         del session  # the dry run opens the model too

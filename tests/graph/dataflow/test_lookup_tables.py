@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import parser
+from onnx import helper, parser
 
 from onnxfi.graph.dataflow.lookup_tables import LookupTable, lookup_tables
+from onnxfi.graph.model.graph_index import GraphIndex, Scope
 
 
 def graph_of(body: str) -> onnx.GraphProto:
     return parser.parse_graph(
         f"g (int64[N,T] ids, float[3] x) => (float[N,T,2] y) <float[3,2] w = {{1,2,3,4,5,6}}> {{ {body} }}"
     )
+
+
+def main(graph: onnx.GraphProto) -> Scope:
+    return GraphIndex.of(helper.make_model(graph)).main
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ def graph_of(body: str) -> onnx.GraphProto:
     ],
 )
 def test_tables_are_found(body: str) -> None:
-    assert lookup_tables(graph_of(body)) == (LookupTable("ids", "w", 3),)
+    assert lookup_tables(main(graph_of(body))) == (LookupTable("ids", "w", 3),)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_tables_are_found(body: str) -> None:
     ],
 )
 def test_what_is_computed_is_no_table(body: str) -> None:
-    assert lookup_tables(graph_of(body)) == ()
+    assert lookup_tables(main(graph_of(body))) == ()
 
 
 def test_a_graph_that_reads_itself_ends() -> None:
@@ -47,5 +52,5 @@ def test_a_graph_that_reads_itself_ends() -> None:
     graph.node[0].input[1] = "a"
     graph.node.add(op_type="Identity", input=["b"], output=["a"])
     graph.node.add(op_type="Identity", input=["a"], output=["b"])
-    assert lookup_tables(graph) == ()
+    assert lookup_tables(main(graph)) == ()
     assert np.size(graph.node) == 3
