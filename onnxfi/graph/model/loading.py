@@ -116,6 +116,16 @@ class Model:
                     total.update(read(start, min(start + _CHUNK, source.size)))
         return total.hexdigest()
 
+    @property
+    def digest_known(self) -> bool:
+        """True if the digest takes no reading any more."""
+        return bool(self.origin) or "digest" in self.__dict__
+
+    def know_digest(self, digest: str) -> None:
+        """Keep the digest, as found by who has read all bytes anyway."""
+        if not self.digest_known:
+            self.__dict__["digest"] = digest
+
     @cached_property
     def by_id(self) -> dict[str, int]:
         """The ordinal of each target, by all its ids."""

@@ -9,14 +9,15 @@ checked before anything is written; a temporary name, fsync and rename leave no 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import defaultdict
+import mmap
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +30,16 @@ from onnxfi.graph.model.loading import Model, by_target
 from onnxfi.graph.model.protobuf_scan import MessageFrame, varint
 from onnxfi.graph.write.byte_edits import ByteEdit, ByteSplice, plain_edits, varint_edits
 from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
+from onnxfi.graph.write.sparse_file import SparseFile
 
 #: Called with the bytes done, and the bytes in all.
 OnProgress = Callable[[int, int], None]
-#: Size of a chunk, which is read, hashed twice, patched and written while it is in the processor's cache.
-_CHUNK = 1 << 20
-#: Runs of zeros of this length are left as holes; longer than a file system's block, so that holes are few.
-_HOLE = bytes(1 << 16)
-#: Bytes after which the system is asked to write them to the disk.
-_WRITTEN_AT_ONCE = 16 << 20
+#: Size of a chunk, which is read, patched, hashed and written; smaller ones cost more of handing them to threads.
+_CHUNK = 4 << 20
+#: Chunks that are hashed and written while the next one is read.
+_AHEAD = 2
+#: Size of a file from which on its copy goes past the page cache.
+_DIRECT = 16 << 20
 #: Chunks below this size are hashed in this thread, as handing them to others costs more.
 _SMALL = 1 << 16
 
@@ -144,61 +146,78 @@ def _lengths(splices: Iterable[ByteSplice]) -> list[tuple[int, int, bytes]]:
 
 @dataclass(frozen=True)
 class FaultyCopy:
-    """Written copy: the digests of the model and of the faulty model, and the file, or the bytes in memory."""
+    """Written copy: the digest of the faulty model, and its file, or its bytes in memory."""
 
-    model: str
     faulty: str
     path: Path | None
     data: bytes | None = None
     resized: bool = False
 
 
-class _Hashing:
-    """Two running digests; large chunks are hashed by a thread each while the next one is read and written.
+class _Behind:
+    """Work on chunks in threads while the next ones are read: writing, and the digests of both models or of one.
 
-    Up to the first chunk that differs they are one.
+    Up to the first chunk that differs the digests are one.
     """
 
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(2)
-        self.model = hashlib.sha256()
-        self.faulty = self.model
-        self.waiting: list[Future[None]] = []
+    def __init__(self, *, both: bool) -> None:
+        self.faulty = hashlib.sha256()
+        self.model = self.faulty if both else None
+        self._waiting: deque[list[Future[None]]] = deque()
+        self._threads = [ThreadPoolExecutor(1) for _ in range(3)]
 
-    def feed(self, old: Any, new: Any) -> None:
-        for future in self.waiting:
-            future.result()
-        self.waiting = []
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=True)
+
+    def take(self, old: Any, new: Any, write: Callable[[Any], object]) -> None:
+        """Hash a chunk as it was and as it becomes, and `write` the latter."""
         if self.faulty is self.model and new is not old and new != old:
-            self.faulty = self.model.copy()
-        each = [(self.model, old)] if self.faulty is self.model else [(self.model, old), (self.faulty, new)]
+            self.finish()
+            self.model = self.faulty.copy()
+        jobs = [partial(write, new), partial(self.faulty.update, new)]
+        if self.model is not None and self.model is not self.faulty:
+            jobs.append(partial(self.model.update, old))
         if len(old) + len(new) < _SMALL:
-            for digest, chunk in each:
-                digest.update(chunk)
+            self.finish()
+            for job in jobs:
+                job()
         else:
-            self.waiting = [self.pool.submit(digest.update, chunk) for digest, chunk in each]
+            self._waiting.append([thread.submit(job) for thread, job in zip(self._threads, jobs, strict=False)])
+            self.finish(_AHEAD)
 
-    def digests(self) -> tuple[str, str]:
-        self.feed(b"", b"")
-        self.pool.shutdown()
-        return self.model.hexdigest(), self.faulty.hexdigest()
+    def finish(self, ahead: int = 0) -> None:
+        """Wait until all chunks, but for the last `ahead` ones, are hashed and written."""
+        while len(self._waiting) > ahead:
+            for job in self._waiting.popleft():
+                job.result()
+
+    def digest(self, model: Model) -> str:
+        """Return the digest of the faulty model, and let the model know its own, if it was asked for."""
+        self.finish()
+        if self.model is not None:
+            model.know_digest(self.model.hexdigest())
+        return self.faulty.hexdigest()
 
 
 def _chunks(
     source: ByteSource, patches: ByteEdit, replaced: Sequence[tuple[int, int, bytes]]
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield the file in chunks, each as it was and as it becomes; each is valid until two more are taken."""
+    """Yield the file in chunks, each as it was and as it becomes; each is valid until `_AHEAD` + 2 more are taken."""
     offsets, values = patches
-    # New memory for every chunk costs a page fault per 4 kB, more than the hashing. The digests lag one chunk, so that
-    # a buffer is free again after two.
-    buffers = [memoryview(bytearray(2 * min(_CHUNK, source.size))) for _ in range(3)]
+    # New memory for every chunk costs a page fault per 4 kB, more than the hashing. It begins at a page, for the disk.
+    half = min(_CHUNK, (source.size // mmap.PAGESIZE + 1) * mmap.PAGESIZE)
+    buffers = [memoryview(mmap.mmap(-1, 2 * half)) for _ in range(_AHEAD + 2)]
     with source.filling() as fill:
         at = 0
         for start, end, new in [*replaced, (source.size, source.size, b"")]:
             for low in range(at, start, _CHUNK):
                 size = min(_CHUNK, start - low)
                 buffers.append(buffers.pop(0))
-                old, changed = buffers[0][:size], buffers[0][size : 2 * size]
+                old, changed = buffers[0][:size], buffers[0][half : half + size]
                 fill(low, old)
                 a, b = np.searchsorted(offsets, [low, low + size])
                 if a < b:
@@ -234,46 +253,44 @@ def write_copy(
     change: FileEdits,
     out: Path | None,
     *,
+    hash_model: bool = False,
     expect: str | None = None,
     progress: OnProgress | None = None,
 ) -> FaultyCopy:
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
-    External data is written to `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the
-    required digest of the result; `progress` is called with the bytes done and the bytes in all. Raises OutputError
-    for an output that cannot be written.
+    External data is written to `OUT.data` (`OUT.data.1`, …); only their names change in the model. With
+    `hash_model` the digest of the model is found on the way; `expect` is the required digest of the result; `progress`
+    is called with the bytes done and the bytes in all. Raises OutputError for an output that cannot be written.
     """
-    hashing = _Hashing()
+    both = hash_model and not model.digest_known
     if out is None:
         if model.external:
             raise OutputError("a model with external data cannot be written into memory; give an output file")
-        parts = []
-        for old, new in _joined(_chunks(model.source, change.bytes_of(0), _lengths(change.splices))):
-            hashing.feed(old, new)
-            parts.append(bytes(new))
-        return FaultyCopy(*hashing.digests(), None, b"".join(parts), change.resized)
+        parts: list[bytes] = []
+        with _Behind(both=both) as behind:
+            for old, new in _joined(_chunks(model.source, change.bytes_of(0), _lengths(change.splices))):
+                behind.take(old, new, lambda chunk: parts.append(bytes(chunk)))
+            return FaultyCopy(behind.digest(model), None, b"".join(parts), change.resized)
     files = output_files(out, len(model.external))
     check_output_files(model, files)
-    splices = [
-        *change.splices,
-        *_renamed(model, [f.name for f in files[1:]]),
-    ]
+    splices = [*change.splices, *_renamed(model, [f.name for f in files[1:]])]
     done, total = 0, sum(source.size for source in model.sources)
-    with atomic_files(files) as streams:
+    with atomic_files(files) as streams, _Behind(both=both) as behind:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
-            replaced, written = _lengths(splices) if number == 0 else [], 0
-            for old, new in _joined(_chunks(source, change.bytes_of(number), replaced)):
-                hashing.feed(old, new)
-                write_sparse(stream, new)
-                written = _begin_writing(stream, written)
-                done += len(old)
-                if progress is not None:
-                    progress(done, total)
-            stream.truncate()
-        digests = hashing.digests()
-        if expect is not None and digests[1] != expect:
-            raise FaultListError(f"the digest of the result would be {digests[1]}, not {expect}; nothing was written")
-    return FaultyCopy(*digests, out, None, change.resized)
+            copy = SparseFile(stream, direct=source.size >= _DIRECT)
+            with closing(copy):
+                for old, new in _joined(_chunks(source, change.bytes_of(number), [] if number else _lengths(splices))):
+                    behind.take(old, new, copy.write)
+                    done += len(old)
+                    if progress is not None:
+                        progress(done, total)
+                behind.finish()
+                copy.finish()
+        digest = behind.digest(model)
+        if expect is not None and digest != expect:
+            raise FaultListError(f"the digest of the result would be {digest}, not {expect}; nothing was written")
+    return FaultyCopy(digest, out, None, change.resized)
 
 
 def faulty_bytes(model: Model, change: FileEdits) -> bytes:
@@ -289,37 +306,12 @@ def write_scratch_copy(model: Model, change: FileEdits, out: Path) -> None:
     try:
         for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
             with file.open("wb") as stream:
+                copy = SparseFile(stream)
                 for _, new in _chunks(source, change.bytes_of(number), [] if number else _lengths(splices)):
-                    write_sparse(stream, new)
-                stream.truncate()
+                    copy.write(new)
+                copy.finish()
     except OSError as error:
         raise OutputError(f"cannot write {str(out)!r}: {error.strerror}") from None
-
-
-def write_sparse(stream: IO[bytes], chunk: Any) -> None:
-    """Write a chunk; stretches of zeros are left as holes, so that a sparse file stays one."""
-    view, done = memoryview(chunk), 0
-    for low in range(0, len(view), len(_HOLE)):
-        high = low + len(_HOLE)
-        if view[low] == 0 and bytes(view[low:high]) == _HOLE:
-            stream.write(view[done:low])
-            stream.seek(len(_HOLE), os.SEEK_CUR)
-            done = high
-    stream.write(view[done:])
-
-
-def _begin_writing(stream: IO[bytes], written: int) -> int:
-    """Let the system write what a file got after its first `written` bytes to the disk, while the rest is made.
-
-    Otherwise all of it waits for the sync at the end. Returns the new number of bytes.
-    """
-    end = stream.tell()
-    if end - written < _WRITTEN_AT_ONCE or not hasattr(os, "posix_fadvise"):
-        return written
-    stream.flush()
-    with suppress(OSError):  # only advice: the data is not needed in memory any more
-        os.posix_fadvise(stream.fileno(), written, end - written, os.POSIX_FADV_DONTNEED)
-    return end
 
 
 def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:

@@ -202,8 +202,10 @@ class Injection:
     ----------
     sample : Sample
         The injected faults.
-    digest, faulty_digest : str
-        SHA-256 of the fault-free and of the faulty model.
+    model : Model
+        The fault-free model.
+    faulty_digest : str
+        SHA-256 of the faulty model.
     out : Path or None
         The written file.
     data : bytes or None
@@ -213,11 +215,16 @@ class Injection:
     """
 
     sample: Sample
-    digest: str
+    model: Model = field(repr=False)
     faulty_digest: str
     out: Path | None
     data: bytes | None = field(default=None, repr=False)
     resized: bool = False
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fault-free model. Unless a fault list was saved, the first call reads the model for it."""
+        return self.model.digest
 
 
 def inject(
@@ -269,7 +276,7 @@ def inject(
     faults, final = look_up_words(model, drawn.faults)
     drawn, change = replace(drawn, faults=faults), find_edits(model, faults, final)
     if save_faults is None:
-        return _injection(drawn, write_copy(model, change, _path(out), progress=progress))
+        return _injection(drawn, model, write_copy(model, change, _path(out), progress=progress))
     listed = Path(save_faults)
     check_output_files(model, [listed], copy=False)
     if out is not None and listed.resolve() in [
@@ -283,7 +290,8 @@ def inject(
         for line in (header.line(), *trial_lines(drawn.trial, drawn.faults, how, ordinals)):
             stream.write((line + "\n").encode())
         stream.flush()
-        done = _injection(drawn, write_copy(model, change, _path(out), progress=progress))
+        copy = write_copy(model, change, _path(out), hash_model=True, progress=progress)
+        done = _injection(drawn, model, copy)
         stream.seek(0)
         stream.write(replace(header, model=done.digest, faulty=done.faulty_digest).line().encode())
     return done
@@ -307,9 +315,9 @@ def _recorded_draw(model: Model, drawn: Sample) -> tuple[Sampler, list[int]]:
     return how if same else Sampler("sites", n=len(faults), seed=how.seed), ordinals
 
 
-def _injection(drawn: Sample, copy: FaultyCopy) -> Injection:
+def _injection(drawn: Sample, model: Model, copy: FaultyCopy) -> Injection:
     """Return the result of an injection."""
-    return Injection(drawn, copy.model, copy.faulty, copy.path, copy.data, copy.resized)
+    return Injection(drawn, model, copy.faulty, copy.path, copy.data, copy.resized)
 
 
 def _path(out: str | Path | None) -> Path | None:
@@ -408,7 +416,7 @@ def undo(model: ModelLike, faults: FaultList, out: str | Path, *, progress: OnPr
     rows, final = undo_words(model, [rows for _, rows in _trials(model, faults)])
     expect = None if model.external else faults.header.model
     copy = write_copy(model, find_edits(model, rows, final), Path(out), expect=expect, progress=progress)
-    return _injection(Sample(rows, faults.header, len(rows), 0), copy)
+    return _injection(Sample(rows, faults.header, len(rows), 0), model, copy)
 
 
 def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:

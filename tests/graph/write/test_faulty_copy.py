@@ -490,9 +490,17 @@ def test_digests_are_those_of_the_files_wherever_the_first_difference_lies(tmp_p
     source, out = tmp_path / "m.onnx", tmp_path / "f.onnx"
     onnx.save(helper.make_model(held), source)
     opened = load(source)
-    done = inject(opened, sample(opened, sites=sites), out)
+    done = inject(opened, sample(opened, sites=sites), out, save_faults=tmp_path / "l.jsonl")
     assert done.faulty_digest == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert opened.digest == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert opened.digest_known, "found while the copy was written"
+    assert done.digest == opened.digest == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_the_digest_of_the_model_is_found_when_it_is_asked_for(simple: Path, tmp_path: Path) -> None:
+    held = load(simple)
+    done = inject(held, sample(held, count=1), tmp_path / "o.onnx")
+    assert not held.digest_known
+    assert done.digest == load(simple).digest
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(simple: Path, tmp_path: Path) -> None:
