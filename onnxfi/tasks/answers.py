@@ -275,7 +275,7 @@ class AnswerPair:
         found: Found = self._found[function]
         return found
 
-    @property
+    @cached_property
     def same_shape(self) -> bool:
         """True if golden and faulty answers have one shape."""
         return (np.shape(self.golden.scores) or (1,)) == (np.shape(self.faulty.scores) or (1,))
@@ -380,12 +380,12 @@ class AnswerPair:
             same |= self.distances <= self.tolerance
         return np.asarray(same if self.alarmed is None else same & ~self.alarmed)
 
-    @property
+    @cached_property
     def farthest(self) -> float:
         """The largest |faulty - golden|."""
         return float(self.distances.max(initial=0.0))
 
-    @property
+    @cached_property
     def away(self) -> float:
         """Σ (f - g)² in units of the square of the largest distance, which is finite and above 0."""
         there = self._deviations

@@ -43,7 +43,8 @@ class GoldenRuns:
         kept : tuple of Outputs, optional
             Outputs that stand for the run of the model file if the second run agrees.
         again : bool
-            Whether the model runs once more as every trial opens it; otherwise the workers do that.
+            Whether the model runs once more as every trial opens it; otherwise the workers do that, and
+            `check_steady` is still to be called.
 
         Raises
         ------
@@ -51,16 +52,17 @@ class GoldenRuns:
             If the two runs differ, or the model draws random numbers.
         """
         opened, begun = self.opened, time.perf_counter()
+        self._refuse_random()
         opened.begin()
         if not again:
-            found = self._kept(opened.golden(self._of_file()))
+            found = self._kept(opened.golden(self._of_file(keep=True)))
             return found, opened.opened_s + time.perf_counter() - begun
         first = self._of_file() if kept is None else kept  # and then it is closed: one session at a time
         begun = time.perf_counter()
         session = opened.session()
         second = self._run(session)
         golden_s = time.perf_counter() - begun
-        self._check_steady(session, second)
+        self._check_steady(session, second[:1])
         if kept is not None and not same_runs(first, second):
             first = self._of_file()
         self._session = None
@@ -93,13 +95,22 @@ class GoldenRuns:
         self.keep(golden)
         return golden
 
-    def _of_file(self) -> tuple[Outputs, ...]:
-        """Return the outputs of the model's own file."""
+    def check_steady(self) -> None:
+        """Run the first batch once more in the session of the golden run, and close it; CampaignError if it differs."""
+        session, self._session = self._session, None
+        if session is not None and self._first_batch is not None:
+            self._check_steady(session, self._first_batch)
+
+    def _of_file(self, *, keep: bool = False) -> tuple[Outputs, ...]:
+        """Return the outputs of the model's own file; the session is kept for `check_steady`, or it is checked now."""
         session, self._session = self._session, None
         if session is None:
             session = self.opened.engine.prepare(served(self.opened.model))
         run = self._run(session)
-        self._check_steady(session, run)
+        if keep:
+            self._session = session
+        else:
+            self._check_steady(session, run[:1])
         return run
 
     def _run(self, session: Session) -> tuple[Outputs, ...]:
@@ -110,15 +121,18 @@ class GoldenRuns:
             alone = isinstance(session, GenerationSession)  # which runs one sample at a time
             raise does_not_run(error, self.opened.data, 1 if alone else self.opened.size) from None
 
-    def _check_steady(self, session: Session, run: tuple[Outputs, ...]) -> None:
-        """Refuse a model that draws random numbers, or whose first batch differs when it runs again."""
+    def _refuse_random(self) -> None:
+        """Refuse a model that draws random numbers."""
         if (node := find_random_node(self.opened.model.index, self.opened.names)) is not None:
             raise CampaignError(
                 f"the model draws random numbers in {node}, so no effect of a fault could be distinguished from "
                 f"chance: fault-free runs "
                 f"must give the same each time; export the model for inference, or put a stored tensor there"
             )
-        if not same_runs(self.opened.run(session, batches=1), run[:1]):
+
+    def _check_steady(self, session: Session, first: tuple[Outputs, ...]) -> None:
+        """Refuse a model whose first batch differs when it runs again."""
+        if not same_runs(self.opened.run(session, batches=1), first):
             raise CampaignError(
                 f"two golden runs differ, in one session, so no effect of a fault could be distinguished from chance: "
                 f"an operator draws random numbers or keeps a state; otherwise "

@@ -141,6 +141,8 @@ class TrialExecutor:
 
     @property
     def _routes(self) -> tuple[WeightRoutes, ActivationRoutes] | None:
+        if self._segments:
+            return self._segments[0]
         # No cached_property: in Python 3.11 that has a lock of its own, held while other threads have their turn.
         with claim((id(self), "segments")):
             if not self._segments:
@@ -379,9 +381,10 @@ class TrialExecutor:
         alone = header.of_single_faults and self.segmentation.late
         if all(target.is_activation for target in targets):
             return alone and not self.by_batch
-        return self.by_batch or (
+        # In this order: to know what fits opens the segments.
+        return (
             alone and (any(target.is_activation for target in targets) or self.segmentation.shares(targets))
-        )
+        ) or self.by_batch
 
     def most_together(self, header: Header) -> int:
         """Return how many trials of a plan may share runs; 0 where none do."""
@@ -391,26 +394,32 @@ class TrialExecutor:
         """Run trials that share runs; return their judgements by their place, the others being left out.
 
         Trials of one sample each share runs after their faulty activation, and trials of one operator those of its
-        channels. Where golden activations do not fit, all that can go batch by batch do, so that those of each batch
-        are needed once.
+        channels; those of one tensor are prepared together. Where golden activations do not fit, all that can go batch
+        by batch do, so that those of each batch are needed once.
         """
         if self.weights is None or self.activations is None or not self.shares(header):
             return {}
         rows: dict[int, OneSample] = {}
         words: dict[int, InjectedWords] = {}
         weights: dict[int, tuple[Faults, Route]] = {}
-        shared = {Route.CHANNEL_DELTA, *((Route.PARTIAL,) if self.by_batch else ())}
+        of_target: dict[int, Route] = {}
         self._read_ahead.clear()
         for number, lines in enumerate(trials):
             faults = self.faults(header, lines)
             if not len(faults):
                 continue
+            ordinal = int(faults.sites.target[0])
+            if len(faults) == 1 and ordinal in of_target:
+                weights[number] = faults, of_target[ordinal]
+                continue
             trial = self.prepare(header, faults)
             route = self.route(self.facts(trial))
             if route is Route.SINGLE_SAMPLE and trial.one is not None and not self.by_batch:
                 rows[number], words[number] = trial.one, trial.words
-            elif not trial.activations and route in shared:
+            elif not trial.activations and route in (Route.CHANNEL_DELTA, Route.PARTIAL):
                 weights[number] = faults, route
+                if len(faults) == 1:
+                    of_target[ordinal] = route
             elif len(faults) == 1:  # it runs alone, soon
                 self._read_ahead[tuple(lines)] = faults
         alone = self.activations.run_samples(rows, golden)

@@ -12,13 +12,13 @@ from onnxfi.campaign.execute.route_cache import GoldenCheck, RouteCache
 from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.sites import Index
 from onnxfi.faults.space import Target
-from onnxfi.faults.trials import Faults
+from onnxfi.faults.trials import Faults, apply_separately, concatenate
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.loading import by_target
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import FaultPath, Segmentation
 from onnxfi.graph.partition.subgraph import TensorLocation
-from onnxfi.graph.write.faulty_copy import look_up_words
+from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, open_reexecution
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
@@ -72,7 +72,7 @@ class WeightRoutes:
             reexecution = next(self.opened(faulty_targets(trials[numbers[0]][0]), route), None)
             if reexecution is None:
                 continue
-            every = [self.trial_faults(trials[number][0]) for number in numbers]
+            every = self.each_with_its_faults([trials[number][0] for number in numbers])
             for number, judgement in zip(numbers, self.judged(reexecution, golden, every), strict=True):
                 if isinstance(judgement, Judgement):
                     found[number] = judgement
@@ -116,6 +116,18 @@ class WeightRoutes:
     def trial_faults(self, faults: Faults) -> TrialFaults:
         """Return the faults of a trial as its routes take them."""
         return TrialFaults(weight_words(self.segmented.segmentation, faults))
+
+    def each_with_its_faults(self, trials: Sequence[Faults]) -> list[TrialFaults]:
+        """Return the faults of trials in the same tensors; of single ones all words are read at once."""
+        if any(len(faults) != 1 for faults in trials):
+            return [self.trial_faults(faults) for faults in trials]
+        model, segmentation = self.segmented.segmentation.model, self.segmented.segmentation
+        rows = bind_models(model, concatenate(trials))
+        words = apply_separately(rows, model.stored(rows)).after
+        path = segmentation.alone(rows.targets[int(rows.sites.target[0])])
+        assert words is not None and path is not None  # the route of these trials has one
+        index = rows.sites.index
+        return [TrialFaults({path.location: (index[k : k + 1], words[k : k + 1])}) for k in range(len(trials))]
 
 
 def weight_words(segmentation: Segmentation, faults: Faults) -> dict[TensorLocation, tuple[Index, Words]]:

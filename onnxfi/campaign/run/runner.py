@@ -341,11 +341,16 @@ def _prove(
     def go() -> None:
         if both and pool is not None and plan.campaign.adaptive is None and not first:
             first.update(submit_batches(pool, setup, tasks))
+        if both:
+            local.golden_runs.check_steady()
 
+    if not both:  # the model is open once
+        local.golden_runs.check_steady()
     if store.get("canary") is None:
         targets = [target for target in plan.targets if target.size]
-        check = CanaryCheck(local, setup if own else None, pool, go, both)
+        check = CanaryCheck(local, targets, setup if own else None, pool, go, both)
         store.put(canary=canary.prove(local, targets, check))
+    local.golden_runs.check_steady()
     setup = replace(setup, together=_shares(local, plan, setup, pool))
     if not here:
         local.close_segments()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -107,11 +107,14 @@ class CanaryCheck:
     """
 
     executor: TrialExecutor
+    targets: Sequence[Target]
     setup: WorkerSetup | None
     pool: Executor | None
     go: Callable[[], None]
     beside: bool = True
     _moved: bool = False
+    #: The routes of all targets, as a worker finds them that has opened the segments anyway.
+    _routes: list[Future[dict[str, Route]]] = field(default_factory=list)
 
     def shows(self, target: Target) -> bool:
         """Return whether a canary in a target is seen; RouteError if a shorter route does not show it."""
@@ -132,16 +135,22 @@ class CanaryCheck:
 
     def route(self, target: Target) -> Route:
         """Return the kind of route of faults in a target."""
-        if self.setup is not None and self.pool is not None and not self.beside:
+        if self.setup is not None and self.pool is not None:
             with suppress(BrokenExecutor):
-                self._moved = True
-                return self.pool.submit(THIS_WORKER.route, self.setup, target.id).result()
+                self._moved = not self.beside
+                self._ask_routes(self.setup, self.pool)
+                return self._routes[0].result()[target.id]
         return canary.route_of_target(self.executor, target)
 
     def _shown(self, setup: WorkerSetup, pool: Executor, target: Target) -> Future[bool]:
         answer = pool.submit(THIS_WORKER.shown, setup, target.id)
+        self._ask_routes(setup, pool)  # before it gets trials
         self.go()
         return answer
+
+    def _ask_routes(self, setup: WorkerSetup, pool: Executor) -> None:
+        if not self._routes:
+            self._routes.append(pool.submit(THIS_WORKER.routes, setup, [target.id for target in self.targets]))
 
 
 def run_pooled(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -212,10 +212,10 @@ class Worker:
         with self._held(setup) as (executor, _, _):
             return canary.shown(executor, _target(executor, target))
 
-    def route(self, setup: WorkerSetup, target: str) -> Route:
-        """Return the kind of route of faults in a target."""
+    def routes(self, setup: WorkerSetup, targets: Sequence[str]) -> dict[str, Route]:
+        """Return the kind of route of faults in each of these targets."""
         with self._held(setup) as (executor, _, _):
-            return canary.route_of_target(executor, _target(executor, target))
+            return {name: canary.route_of_target(executor, _target(executor, name)) for name in targets}
 
     def most_together(self, setup: WorkerSetup) -> int:
         """Return how many trials may share runs, and are to be sent at a time."""

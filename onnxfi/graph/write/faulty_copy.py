@@ -163,7 +163,7 @@ class _Behind:
     def __init__(self, *, both: bool) -> None:
         self.faulty = hashlib.sha256()
         self.model = self.faulty if both else None
-        self._waiting: deque[list[Future[None]]] = deque()
+        self._waiting: deque[list[Future[object]]] = deque()
         self._threads = [ThreadPoolExecutor(1) for _ in range(3)]
 
     def __enter__(self) -> _Behind:
@@ -178,7 +178,7 @@ class _Behind:
         if self.faulty is self.model and new is not old and new != old:
             self.finish()
             self.model = self.faulty.copy()
-        jobs = [partial(write, new), partial(self.faulty.update, new)]
+        jobs: list[Callable[[], object]] = [partial(write, new), partial(self.faulty.update, new)]
         if self.model is not None and self.model is not self.faulty:
             jobs.append(partial(self.model.update, old))
         if len(old) + len(new) < _SMALL:

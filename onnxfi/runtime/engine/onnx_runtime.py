@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -354,6 +354,11 @@ class OrtSession:
             _ort=ort_session,
         )
 
+    @cached_property
+    def _types(self) -> Mapping[str, str]:
+        """Return the element type of each input and output, by name."""
+        return {port.name: port.dtype for port in (*self.inputs, *self.overridable, *self.outputs)}
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once on `feeds`, an array per input; `outputs` names what to compute, all tensors by default.
 
@@ -364,7 +369,7 @@ class OrtSession:
         checked = checked_feeds(feeds, self.inputs, self.overridable)
         if not wanted:
             return {}
-        types = {port.name: port.dtype for port in (*self.inputs, *self.overridable, *self.outputs)}
+        types = self._types
         touched = {types[name] for name in (*checked, *wanted)}
         try:
             on_cuda = self.provider in ON_CUDA and "string" not in touched

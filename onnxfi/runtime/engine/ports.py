@@ -182,10 +182,12 @@ def fits(given: Sequence[int], port: Port, *, free: int | None = None) -> bool:
     """
     if port.shape is None:
         return True
-    return len(given) == len(port.shape) and all(
-        axis == free or not isinstance(dim, int) or dim == size
-        for axis, (size, dim) in enumerate(zip(given, port.shape, strict=True))
-    )
+    if len(given) != len(port.shape):
+        return False
+    for axis, dim in enumerate(port.shape):  # no generator: it costs more than what it does, at each run
+        if dim != given[axis] and isinstance(dim, int) and axis != free:
+            return False
+    return True
 
 
 def native(array: Array) -> Array:
@@ -200,6 +202,8 @@ def native(array: Array) -> Array:
         return np.strings.decode(array, "utf-8").astype(object)
     if array.dtype.kind in "UOT":
         return array.astype(object)
+    if array.flags.carray and array.dtype.isnative:
+        return array
     return np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "A"])
 
 
