@@ -64,8 +64,8 @@ def figures(trials: int) -> dict[str, Figure]:
     single = ("--single", "--trials", str(trials))
     layered = ("--single", "--margin", LAYER_MARGIN, "--per", "layer")
     return {
-        "network": Figure(single, 0.20),
-        "layers": Figure(layered, 0.45),
+        "network": Figure(single, 0.12),
+        "layers": Figure(layered, 0.40),
         "network, one worker": Figure(single, workers=1),
         "layers, one worker": Figure(layered, workers=1),
         "network, plain route": Figure(("--single", "--trials", str(max(10, trials // 25)), "--route", "full")),
@@ -182,9 +182,11 @@ def show(golden_s: float, taken: dict[str, Taken], wanted: dict[str, Figure]) ->
         said = "" if target is None else f"  target {target:.2f}" + ("" if met else " MISSED")
         spread = f"{min(found.ratios):.3f}–{max(found.ratios):.3f}"
         routes = ", ".join(f"{n} {route}" for route, n in sorted(found.routes.items()))
+        trial_s = statistics.median(found.trial_s)
         print(
-            f"{name:24} {1e3 * statistics.median(found.trial_s):8.1f} ms a trial {ratio:7.3f} x golden ({spread}){said}"
-            f"  [{routes}; largest process {found.peak_bytes / 1e6:,.0f} MB]"
+            f"{name:24} {1e3 * trial_s:8.1f} ms a trial {ratio:7.3f} x golden ({spread}){said}  "
+            f"[{1 / ratio:.1f} trials a golden inference, {1 / trial_s:,.1f} injections a second; {routes}; "
+            f"largest process {found.peak_bytes / 1e6:,.0f} MB]"
         )
     return fine
 

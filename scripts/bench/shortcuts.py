@@ -1,6 +1,6 @@
 """Gain of each shortcut of a campaign: the same trials with shortcuts added one by one, in one process.
 
-    python scripts/bench/shortcuts.py MODEL… [--trials 120] [--layers] [--batch 8] [--threads 1]
+    python scripts/bench/shortcuts.py MODEL… [--trials 120] [--layers] [--batch 8] [--threads 1] [--only VARIANT …]
 
 The trials are single faults in stored words, uniform over the network, or six in each layer (`--layers`), on one batch
 of made-up inputs. Each variant runs all of them once, so that sessions are open and golden values at hand, and then
@@ -88,6 +88,7 @@ def main() -> None:
     parse.add_argument("--layers", action="store_true")
     parse.add_argument("--batch", type=int, default=8)
     parse.add_argument("--threads", type=int, default=1)
+    parse.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     given = parse.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for model in given.models:
@@ -98,11 +99,13 @@ def main() -> None:
             campaign = Campaign(
                 str(model), str(data), single=True, batch=given.batch, provider="cpu", threads=given.threads, **which
             )
-            for name, (route, without) in VARIANTS.items():
+            for name in given.only:
+                route, without = VARIANTS[name]
                 golden_s, trial_s, routes = variant(campaign, route, without, together=name in TOGETHER)
                 counts = ", ".join(f"{n} {route}" for route, n in sorted(routes.items(), key=str))
                 share = f"{trial_s / golden_s:6.3f} of golden ({1e3 * golden_s:.1f} ms)"
-                print(f"{model.stem:18} {name:26} {share}  [{counts}]")
+                rates = f"{golden_s / trial_s:.1f} trials a golden inference, {1 / trial_s:,.0f} injections a second"
+                print(f"{model.stem:18} {name:26} {share}  [{rates}; {counts}]", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from onnxfi.graph.write.sparse_file import SparseFile
 #: Called with the bytes done, and the bytes in all.
 OnProgress = Callable[[int, int], None]
 #: Size of a chunk, which is read, patched, hashed and written; smaller ones cost more of handing them to threads.
-_CHUNK = 4 << 20
+_CHUNK = 2 << 20
 #: Chunks that are hashed and written while the next one is read.
-_AHEAD = 2
+_AHEAD = 5
 #: Size of a file from which on its copy goes past the page cache.
 _DIRECT = 16 << 20
 #: Chunks below this size are hashed in this thread, as handing them to others costs more.
