@@ -128,9 +128,8 @@ class _Moves:
 
     def furthest(self, most: int) -> list[tuple[int, int]]:
         """Return (index, bit) of the flips that move a number furthest, and of some spread over the others."""
-        largest, far = 0.0, {int(bit): list[tuple[Index, Floats]]() for bit in self.bits}
-        for index, words, before in self._chunks():
-            largest = max(largest, float(np.abs(before[np.isfinite(before)]).max(initial=0.0)))
+        far = {bit: list[tuple[Index, Floats]]() for bit in self._far()}
+        for index, words, before in self._chunks() if far else ():
             for bit, parts in far.items():
                 size = np.abs(self._moved(index, words, bit, before))
                 best = np.argsort(-np.nan_to_num(size, nan=-1.0), kind="stable")
@@ -140,14 +139,24 @@ class _Moves:
         ranked: list[tuple[float, list[tuple[int, int]]]] = []
         for bit, parts in far.items():
             index, size = (np.concatenate(column) for column in zip(*parts, strict=True))
-            if not len(index) or size.max() < _FAR * largest or size.max() == 0:
-                continue
             order = index[np.argsort(-size, kind="stable")]
             first = _one_in_each_channel(order, self.target)
             spread = order[np.linspace(0, len(order) - 1, min(most, len(order))).astype(np.int64)]
             turns = [int(n) for pair in zip(first, spread, strict=False) for n in pair] + [int(n) for n in order]
             ranked.append((float(size.max()), [(n, bit) for n in dict.fromkeys(turns)]))
         return _by_turns([row for _, row in sorted(ranked, key=lambda one: -one[0])], most)
+
+    def _far(self) -> list[int]:
+        """Return the bits that move some word far: to rank the moves of all others would take most of the time."""
+        # Below the highest bit of a mantissa none moves a number by as much as half of it.
+        lowest = self.target.word.mantissa - 1 if self.target.word.is_float else 0
+        largest, moves = 0.0, {bit: 0.0 for bit in self.bits.tolist() if bit >= lowest}
+        for index, words, before in self._chunks():
+            largest = max(largest, float(np.abs(before[np.isfinite(before)]).max(initial=0.0)))
+            for bit, most in moves.items():
+                size = np.abs(self._moved(index, words, bit, before))
+                moves[bit] = max(most, float(size.max(initial=0.0, where=~np.isnan(size))))
+        return [bit for bit, most in moves.items() if most > 0 and most >= _FAR * largest]
 
     def steepest(self, slope: Floats, most: int) -> list[tuple[int, int]]:
         """Return (index, bit) of the flips with the largest rise of the loss to first order."""

@@ -96,7 +96,7 @@ def _losses(golden: Answers, answers: Answers | AnswerPair) -> Losses:
     found = -_positions(answers)[where.places, OWN].astype(np.float64)
     found[np.isnan(found)] = math.inf
     tokens = np.bincount(where.samples, minlength=n)
-    return Losses(tokens, np.bincount(where.samples, weights=found, minlength=n))
+    return Losses(tokens, np.bincount(where.samples, weights=found, minlength=n).astype(np.float64))
 
 
 def golden_losses(golden: Answers) -> Losses:
