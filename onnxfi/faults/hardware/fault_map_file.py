@@ -75,7 +75,8 @@ def parse_map(row: dict[str, Any], file: str) -> CellMap:
     where = f"fault map {file!r}"
     axis = row.get("axis")
     if axis not in AXES:
-        raise FaultError(f"{where}: axis {str(axis)[:40]!r} is neither voltage nor temperature")
+        why = f"axis {str(axis)[:40]!r} is neither voltage nor temperature"
+        raise FaultError(f"{where}: {'there is no axis; give voltage or temperature' if axis is None else why}")
     if ("statistics" in row) == ("instances" in row):
         raise FaultError(f"{where} takes either statistics or instances")
     size = whole(row.get("size_bits", 0), f"{where}: size_bits", 0, _MOST_BITS)

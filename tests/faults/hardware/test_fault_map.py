@@ -104,6 +104,7 @@ def test_faults_change_what_cells_hold(tmp_path: Path) -> None:
         ({"statistics": [{"at": 0.8}]}, "no number"),
         ({"statistics": [], "instances": []}, "either statistics or instances"),
         ({"statistics": [{"at": 0.8, "p01": 0, "p10": 0}], "axis": "time"}, "neither voltage nor temperature"),
+        ({"axis": None}, "no axis; give voltage or temperature"),
         ({"instances": [{"cells": {}}]}, "size_bits"),
         ({"size_bits": 8, "instances": [{"cells": {"address": [1], "at": [0.7]}}]}, "range"),
         ({"size_bits": 8, "range": [0.6, 0.8], "instances": [{"cells": {"address": [8], "at": [0.7]}}]}, "memory size"),
