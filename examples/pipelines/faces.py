@@ -4,8 +4,7 @@ r"""Finding faces: a cascade of three models (MTCNN), each of which looks closer
     onnxfi run examples.pipelines.faces:pipeline --stage refine --data examples.pipelines.faces:views \
         --task detection:format=rows --ber 1e-6
 
-Run it in the folder of the repository. Faces have no labels here: what is measured is whether the boxes are those of
-the golden run.
+Run it in the folder of the repository. There is one face, whose box in its photo is the label of every view of it.
 """
 
 import os
@@ -23,21 +22,27 @@ SIZE, SMALLEST, STEP = 160, 24, 0.709
 #: The side of a cell of the first model, and how far its cells are apart, in pixels of its input.
 CELL, STRIDE = 12, 2
 SURE = (0.6, 0.7, 0.7)
+#: The face in its photo, from the hair to the chin, in pixels: left, top, right, bottom.
+FACE = np.array([178, 62, 268, 178])
 Arrays = Mapping[str, NDArray[np.generic]]
 Boxes = NDArray[np.float64]
 
 
 def views() -> Arrays:
-    """Return views of photos: of one with a face from near and far, and of others without."""
-    found = []
+    """Return views of photos, of one with a face from near and far and of others without, and the boxes of the face."""
+    found, labels = [], []
     photo = Image.open(MODELS / "photos" / "unlabelled" / "astronaut.png").convert("RGB")
     for side in (220, 260, 300, 360):
         for left, top in ((120, 0), (90, 10), (140, 20)):
             view = photo.crop((left, top, left + side, top + side)).resize((SIZE, SIZE))
-            found.append(ImageOps.mirror(view) if len(found) % 2 else view)
+            x1, y1, x2, y2 = (FACE - [left, top, left, top]) * (SIZE / side)
+            mirrored = len(found) % 2 == 1
+            found.append(ImageOps.mirror(view) if mirrored else view)
+            labels.append([0, SIZE - x2, y1, SIZE - x1, y2] if mirrored else [0, x1, y1, x2, y2])
     for name in ("coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png"):
         found.append(ImageOps.fit(Image.open(MODELS / "photos" / "unlabelled" / name).convert("RGB"), (SIZE, SIZE)))
-    return {"view": np.stack([np.asarray(view) for view in found])}
+        labels.append([np.nan] * 5)
+    return {"view": np.stack([np.asarray(view) for view in found]), "labels": np.array(labels)[:, np.newaxis]}
 
 
 def scales() -> list[float]:
