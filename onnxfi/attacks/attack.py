@@ -24,9 +24,13 @@ from onnxfi.faults.space import FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, Sampler, draw_faults
 from onnxfi.graph.model.loading import Model, ModelLike, load, stored_form
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.ports import inputs_of
 from onnxfi.runtime.inject.weights import sample
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
+from onnxfi.tasks.registry import AUTO
 
 #: Numbers of random flips that chosen ones are compared with.
 RANDOM_COUNTS = (1, 10, 100, 1_000, 10_000)
@@ -266,6 +270,7 @@ def attack(
     reading = {name: fields.pop(name) for name in ("preprocess", "labels") if name in fields}
     limit, axis = fields.pop("samples", None), fields.get("batch_axis", 0)
     whole = open_data(data, inputs_of(opened.proto), limit=limit, batch_axis=axis, **reading)
+    fields = _classifying(fields, whole)
     searches, random, defended = list[Search](), tuple[RandomHarm, ...](), tuple[Defended, ...]()
     with tempfile.TemporaryDirectory(prefix="onnxfi-attack-") as folder:
         path = _kept(model, Path(folder, "model.onnx"))
@@ -289,6 +294,13 @@ def attack(
     if out is not None:
         _write(Path(out), opened, space, searches[0].flips)
     return found
+
+
+def _classifying(fields: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """Return the fields of a campaign on a classifier; DataError for labels of something else."""
+    if data.labels is not None:
+        as_kind("classes", data.labels)
+    return {**fields, "task": CLASSIFICATION.name} if fields.get("task", AUTO) == AUTO else {**fields}
 
 
 def _format(target: Target) -> str:

@@ -81,6 +81,11 @@ class FlipTrials:
         if plain.labels is None or plain.task.name != CLASSIFICATION.name:
             why = "have no labels" if plain.labels is None else f"are judged by the task {plain.task.name}"
             raise InputError(f"an attack lowers the accuracy of a classifier, and the samples {why}; give class labels")
+        if plain.answers.rows.shape[1] == 1:
+            raise InputError(
+                "the output holds numbers of classes, and an attack needs their scores; name the output of those with "
+                "--output"
+            )
         labels = np.asarray(plain.answers.truth, np.int64)
         goal.check(labels, plain.answers.rows.shape[1])
         self.accuracy = float(np.mean(plain.answers.right))

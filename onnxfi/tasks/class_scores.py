@@ -88,8 +88,9 @@ def only_output(declared: ModelOutputs, fits: Callable[[Port], bool], what: str)
     if len(fitting) == 1:
         return (fitting[0].name,)
     listed = "; ".join(map(str, fitting or declared.ports)) or "none"
-    which = "several outputs could" if fitting else "no output is sure to"
-    raise DataError(f"{which} hold {what}; name one with --output: {listed}")
+    if fitting:
+        raise DataError(f"several outputs could hold {what}; name one with --output: {listed}")
+    raise DataError(f"no output is sure to hold {what}, of {listed}; name one with --output")
 
 
 def class_output(declared: ModelOutputs) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
 from onnxfi.tasks.class_scores import named_output
 from onnxfi.tasks.outcomes import GoldenRun
-from onnxfi.tasks.registry import AUTO, choose_task, driven, find_task, guessed, open_samples, remark
+from onnxfi.tasks.registry import AUTO, choose_task, driven, find_task, guessed, open_samples, read_outputs, remark
 from onnxfi.tasks.task import ModelOutputs, Task
 
 
@@ -189,15 +189,15 @@ def scored_names(
 
     With `whole`, outputs of maps are not passed over.
     """
-    chosen = find_task(guessed(data.labels, _columns(session.outputs, name)) if task == AUTO else task)
+    chosen = find_task(guessed(data.labels, scored_columns(session.outputs, name)) if task == AUTO else task)
     if chosen.reads is not None:
-        return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
+        return read_outputs(chosen, ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
     return () if name is None else (named_output(session.outputs, name, session.non_tensors),)
 
 
 def reduction(data: Data, ports: Sequence[Port], name: str | None, task: str) -> Reduce | None:
     """Return what a task keeps of the outputs of a batch of this data; None if it keeps them whole."""
-    chosen = find_task(guessed(data.labels, _columns(ports, name)) if task == AUTO else task)
+    chosen = find_task(guessed(data.labels, scored_columns(ports, name)) if task == AUTO else task)
     found: Reduce | None = None if chosen.keeps is None else chosen.keeps(data)
     return found
 
@@ -207,9 +207,10 @@ def scored_answers(
 ) -> PipelineAnswers:
     """Return the answers of a pipeline with the outputs that count; see `scored_names`."""
     labels = answers.data.labels
-    chosen = find_task(guessed(labels, _columns(answers.ports, name)) if task == AUTO else task)
+    chosen = find_task(guessed(labels, scored_columns(answers.ports, name)) if task == AUTO else task)
     if chosen.reads is not None:
-        return replace(answers, names=chosen.reads(ModelOutputs(answers.ports, name, answers.data, kind, {}, True)))
+        declared = ModelOutputs(answers.ports, name, answers.data, kind, {}, True)
+        return replace(answers, names=read_outputs(chosen, declared))
     return answers if name is None else replace(answers, names=(named_output(answers.ports, name, {}),))
 
 
@@ -271,7 +272,7 @@ def evaluate_pipeline(
     )  # fmt: skip
 
 
-def _columns(outputs: Sequence[Port], name: str | None) -> int | None:
+def scored_columns(outputs: Sequence[Port], name: str | None) -> int | None:
     """Return the numbers per sample of the output that is scored, as it is declared; None if they are not known."""
     floats = [port for port in outputs if "float" in port.dtype and name in (None, port.name)]
     shape = class_axes(floats[0].shape or ()) if len(floats) == 1 else ()

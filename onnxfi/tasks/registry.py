@@ -27,7 +27,7 @@ from onnxfi.runtime.data.sources import names_function, open_data
 from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text, type_name
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.class_scores import classifies, reading
-from onnxfi.tasks.task import Metric, Task
+from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 _KINDS = "onnxfi.tasks.kinds"
 #: The name that leaves the choice of the task to the shape and the name of the scored output.
@@ -283,6 +283,27 @@ def _fitting(run: Sequence[Outputs], unlabelled: Data, kind: str) -> Iterator[st
                 yield task.name
 
 
+def read_outputs(task: Task, declared: ModelOutputs) -> tuple[str, ...]:
+    """Return the outputs that a task reads; DataError names the tasks that fit where no output does."""
+    assert task.reads is not None
+    try:
+        return task.reads(declared)
+    except DataError as error:
+        unlabelled = replace(declared.data, labels=None)
+        alone = [replace(declared, ports=(port,), data=unlabelled) for port in declared.ports]
+        if declared.asked is not None or any(_reads(task, one) for one in alone):
+            raise
+        fitting = ", ".join(name for name in BUILT_IN if any(_reads(find_task(name), one) for one in alone))
+        raise DataError(f"{error}; tasks that fit: {fitting}") from None
+
+
+def _reads(task: Task, declared: ModelOutputs) -> bool:
+    """Return true for a task that certainly reads some of these outputs as they are declared."""
+    with contextlib.suppress(InputError):
+        return task.misfit is None if task.reads is None else bool(task.reads(declared))
+    return False
+
+
 def known_metric(name: str, task: str = AUTO, metrics: Sequence[str] = ()) -> Metric | None:
     """Return the metric of a name in any known task, in that of the specification `task`, or among `metrics`."""
     for known in known_tasks():
@@ -298,11 +319,14 @@ def metric_names() -> list[str]:
     return list(dict.fromkeys(name for task in known_tasks() for name in task.by_name))
 
 
-def expected_task(spec: str, output: str | None, labels: Labels | None) -> Task:
-    """Return the task of a specification before the golden run: for ``auto`` by the labels and the scored output."""
+def expected_task(spec: str, output: str | None, labels: Labels | None, columns: int | None) -> Task:
+    """Return the task of a specification before the golden run: for ``auto`` by the labels and the scored output.
+
+    `columns` are the numbers per sample that it declares, None if they are not known.
+    """
     if spec != AUTO:
         return find_task(spec)
-    named = guessed(labels, None)
+    named = guessed(labels, columns)
     return find_task(DEVIATION if output is None and named == CLASSIFICATION else named)
 
 
@@ -323,6 +347,8 @@ def remark(
     if spec == AUTO and task.name not in (CLASSIFICATION, DEVIATION):
         more = task.remark(scores, output, samples, kind, labelled=labelled) if task.remark else ""
         return f"task {task.name}, as the labels look; --task names another" + (more and f"; {more}")
+    if spec == AUTO and task.name == CLASSIFICATION and task.remark is None:
+        return ""  # numbers of classes, which no labels would read otherwise
     if spec == AUTO:
         return reading(scores, output, samples, kind, labelled=labelled)
     assert task.remark is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxfi
@@ -137,5 +138,25 @@ def test_samples_without_labels_are_refused() -> None:
 
 def test_a_model_that_is_no_classifier_is_refused() -> None:
     data = "models/scenes_test.npz"
-    with pytest.raises(InputError, match=r"judged by the task|no class scores|an attack"):
+    with pytest.raises(InputError, match=r"labels are uint8 \[8,64,64\]; classes are integers"):
         attack("models/scenes_segmenter.onnx", data, samples=8, attack_samples=4, random_trials=0)
+
+
+@pytest.mark.parametrize(
+    ("tail", "labels", "message"),
+    [
+        ("ArgMax", [0, 1, 2, 3], "holds numbers of classes, and an attack needs their scores"),
+        ("Sigmoid", np.eye(10, dtype=int)[[0, 1, 2, 3]] + np.eye(10, dtype=int)[9], "labels of --task multi-label"),
+    ],
+)
+def test_answers_of_another_kind_are_refused_before_the_search(tail: str, labels: Any, message: str) -> None:
+    model = onnx.load(MODEL)
+    model.graph.node.append(onnx.helper.make_node(tail, ["logits"], ["y"], **({"axis": 1} if tail == "ArgMax" else {})))
+    model.graph.output[0].CopyFrom(onnx.ValueInfoProto(name="y"))
+    steps: list[object] = []
+    with pytest.raises(InputError, match=message):
+        attack(
+            model, {"image": np.load(DATA)["image"][:4], "labels": np.array(labels)}, attack_samples=2,
+            progress=lambda *step: steps.append(step),
+        )  # fmt: skip
+    assert not steps

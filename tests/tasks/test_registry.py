@@ -21,11 +21,12 @@ from onnxfi.campaign.spec.spec_file import load_spec
 from onnxfi.errors import DataError, InputError, SpecError
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
+from onnxfi.runtime.engine.ports import Port
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.kinds.deviation import DEVIATION
 from onnxfi.tasks.outcomes import failed, judge
-from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, with_metrics
-from onnxfi.tasks.task import Metric, Task
+from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, read_outputs, with_metrics
+from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -198,3 +199,28 @@ def test_numbers_of_any_shape_are_reported_as_deviations(here: Path) -> None:
 def test_metrics_know_their_unit() -> None:
     assert Metric("a", unit="K", bounds=(0, 9)).text(1.25) == "1.25 K"
     assert Metric("a").text(0.125) == "12.50 %"
+
+
+@pytest.mark.parametrize(
+    ("spec", "port", "message"),
+    [
+        (
+            "segmentation", Port("y", "float32", ("N", 10)),
+            r"no output is sure to hold masks.*'y' \(float32 \[N,10\]\).*; tasks that fit: classification, multi-label, "
+            "regression, signal, embedding, deviation$",
+        ),
+        ("embedding", Port("y", "float32", ("N", 5, 8, 8)), "; tasks that fit: regression, signal, deviation, segmentation$"),
+        ("sequence", Port("y", "float32", ("N", 9, 40)), r"scores \[N,T,classes\] take --task sequence:charset=FILE"),
+    ],
+)  # fmt: skip
+def test_a_task_that_no_output_fits_names_those_that_do(spec: str, port: Port, message: str) -> None:
+    declared = ModelOutputs((port,), None, DATA)
+    with pytest.raises(DataError, match=message):
+        read_outputs(find_task(spec), declared)
+    assert read_outputs(find_task("regression"), declared) == ("y",)
+
+
+def test_several_outputs_that_fit_are_listed_alone() -> None:
+    ports = Port("a", "float32", ("N", 5, 8, 8)), Port("b", "float32", ("N", 5, 8, 8))
+    with pytest.raises(DataError, match=r"several outputs could hold masks.*'b' \(float32 \[N,5,8,8\]\)$"):
+        read_outputs(find_task("segmentation"), ModelOutputs(ports, None, DATA))

@@ -30,7 +30,7 @@ from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.pipeline.later_stages import FrontRun
 from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
-from onnxfi.tasks.evaluation import reduction, scored_answers, scored_names
+from onnxfi.tasks.evaluation import reduction, scored_answers, scored_columns, scored_names
 from onnxfi.tasks.kinds.classification import CLASS_OUTCOMES
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task, open_samples
@@ -75,6 +75,8 @@ class OpenCampaign:
     reduce: Reduce | None = None
     #: In a pipeline the stages in front of the faulty one, which have run.
     front: FrontRun | None = None
+    #: The numbers per sample of the scored output, as it is declared.
+    columns: int | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -173,8 +175,9 @@ def open_campaign(
     reduce = None if front is not None else reduction(data, session.outputs, scoring.output, scoring.task)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
+    columns = scored_columns(session.outputs, scoring.output)
     opened = OpenCampaign(
-        campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s, reduce, front
+        campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s, reduce, front, columns
     )  # fmt: skip
     return opened, session
 

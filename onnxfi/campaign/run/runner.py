@@ -293,7 +293,7 @@ def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | N
     rate = campaign.adaptive.rate
     if opened.front is not None and campaign.scoring.task == AUTO:
         return  # its answers are known after the golden run, and are asked then
-    task = expected_task(campaign.scoring.task, opened.output, opened.judged.labels)
+    task = expected_task(campaign.scoring.task, opened.output, opened.judged.labels, opened.columns)
     if why := missing(rate, CLASS_OUTCOMES if campaign.scoring.outcomes == "class" else task, labelled=labelled):
         raise SpecError(f"rate {rate!r} cannot be measured: {why}", "rate")
 

@@ -322,7 +322,7 @@ def _moved(how: BoxFormat, boxes: Floats) -> Floats:
 def _parts(outputs: Outputs, *wanted: str) -> list[Array]:
     found = roles(outputs.arrays)
     if missing := [role for role in wanted if role not in found]:
-        raise DataError(f"no output of {_listed(outputs.arrays)} holds the {' or the '.join(missing)} of the boxes")
+        raise DataError(f"none of the outputs {_listed(outputs.arrays)} is sure to hold the {' or the '.join(missing)}")
     return [outputs.arrays[found[role]] for role in wanted]
 
 

@@ -245,6 +245,8 @@ class _Own:
                 if rows.size and (rows.ndim != 2 or rows.shape[1] != 6):
                     raise DataError(f"boxes are {list(rows.shape)}; a row is x1, y1, x2, y2, score, class")
                 found.append(rows.reshape(-1, 6))
+            if len(found) != len(outputs.samples):
+                raise DataError(f"{len(found)} answers for {len(outputs.samples)} samples; give one per sample")
         except Exception as error:
             kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
             raise DataError(f"decode {self.spec!r} failed: {kind}{one_line(error)}") from error

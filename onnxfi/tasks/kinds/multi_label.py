@@ -215,7 +215,8 @@ def _fits(port: Port, *, single: bool) -> bool:
     if "float" not in port.dtype:
         return False
     shape = class_axes(port.shape or ())
-    return port.shape is None or len(shape) == 2 or (single and len(shape) == 1)
+    several = len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 1
+    return port.shape is None or (len(shape) == 2 and not (single and several)) or (single and len(shape) == 1)
 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, rule: Decision, single: bool) -> str:

@@ -29,10 +29,10 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import VOID, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
-from onnxfi.runtime.engine.ports import Array, shape_text
+from onnxfi.runtime.engine.ports import Array, Port, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats
-from onnxfi.tasks.class_scores import named_output
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
+from onnxfi.tasks.class_scores import only_output
+from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
 
 Counts = NDArray[np.int64]
 
@@ -71,16 +71,9 @@ class MaskFormat:
         return found
 
 
-def _output(declared: ModelOutputs) -> tuple[str, ...]:
-    """Return the output of the masks: that of ``--output``, else the only one with height and width."""
-    if declared.asked is not None:
-        return (named_output(declared.ports, declared.asked, declared.non_tensors),)
-    fitting = [port for port in declared.ports if port.shape is None or len(port.shape) in (3, 4)]
-    if len(fitting) == 1:
-        return (fitting[0].name,)
-    listed = "; ".join(map(str, fitting or declared.ports)) or "none"
-    what = "several outputs could" if fitting else "no output can"
-    raise DataError(f"{what} hold masks, [N,classes,H,W] or [N,H,W]; name one with --output: {listed}")
+def _fits(port: Port) -> bool:
+    """Return true for an output as it is declared that may hold masks."""
+    return port.shape is None or len(port.shape) in (3, 4)
 
 
 def changed_share(pair: AnswerPair) -> Floats:
@@ -216,7 +209,7 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
         masked=lambda pair: ~over(pair),
         wrong=lambda pair: over(pair) & ~pair.detected,
         decode=how.masks,
-        reads=_output,
+        reads=partial(only_output, fits=_fits, what="masks, [N,classes,H,W] or [N,H,W]"),
         misfit=partial(_misfit, how=how),
     )  # fmt: skip
 

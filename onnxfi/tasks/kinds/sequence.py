@@ -38,7 +38,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.class_scores import only_output
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
+from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
 
 _LARGEST_FILE, _MOST_LINES = 1 << 26, 1 << 20
 _KINDS = "scores [N,T,classes], tokens [N,T] or texts [N]"
@@ -273,9 +273,20 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
         masked=lambda pair: ~pair.once(changed),
         wrong=lambda pair: pair.once(changed) & ~pair.detected,
         decode=partial(_texts_of, how=how),
-        reads=partial(only_output, fits=partial(_fits, how=how), what=_KINDS),
+        reads=partial(_text_output, how=how),
         misfit=partial(_misfit, how=how),
     )  # fmt: skip
+
+
+def _text_output(declared: ModelOutputs, *, how: Charset | Tokens | None) -> tuple[str, ...]:
+    """Return the output that holds texts, or what a charset or tokenizer makes texts of."""
+    if how is None and declared.asked is None and not any(_fits(port, how=how) for port in declared.ports):
+        listed = "; ".join(map(str, declared.ports)) or "none"
+        raise DataError(
+            f"no output holds text, of {listed}; scores [N,T,classes] take --task sequence:charset=FILE, and tokens "
+            f"[N,T] tokenizer=FILE"
+        )
+    return only_output(declared, partial(_fits, how=how), _KINDS)
 
 
 def _fits(port: Port, *, how: Charset | Tokens | None) -> bool:

@@ -342,13 +342,17 @@ LACKING: list[tuple[dict[str, Any], str]] = [
     ({"data": "plain.npz", "rate": "top1"}, "the data has no labels"),
     ({"model": "g.onnx"}, "the scored output is no classifier's; name one with --output, or take the rate sdc"),
     ({"model": "g.onnx", "rate": "any"}, "the scored output is no classifier's"),
+    ({"model": "b.onnx", "data": "b.npz"}, "rate 'sdc1' cannot be measured"),
 ]
+DECISION = "g (float[N,4] x) => (float[N,1] y) <float[4,1] w = {1,2,3,4}> { y = MatMul(x, w) }"
 
 
 @pytest.mark.parametrize(("fields", "message"), LACKING)
 def test_a_rate_that_cannot_be_measured_is_refused_at_once(here: Path, fields: dict[str, Any], message: str) -> None:
     samples(here, labels=False, name="plain.npz")
     save(here, BOXES)
+    save(here, DECISION, "b.onnx")
+    np.savez(here / "b.npz", x=np.ones((3, 4), np.float32), labels=[0, 1, 1])
     before = sorted(here.iterdir())
     with pytest.raises(SpecError, match=message):
         run(campaign(**{"data": None, **fields} if "model" in fields else fields), here / "s.db")

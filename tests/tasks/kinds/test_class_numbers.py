@@ -10,10 +10,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sample_outputs import as_run
 from onnxfi.tasks.kinds.class_numbers import CLASS_NUMBERS
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.outcomes import GoldenRun, failed, judge
-from onnxfi.tasks.registry import choose_task
+from onnxfi.tasks.registry import choose_task, remark
 
 
 def golden_of(numbers: Any, labels: Any = None) -> GoldenRun:
@@ -71,6 +72,8 @@ def test_the_form_of_the_task_follows_from_the_output(scores: Any, labels: Any, 
         task = choose_task(spec, scores, "y", data)
         assert task.name == "classification" and name in task.by_name
         assert ("top5" in task.by_name) == (name == "top5")
+        run = as_run(scores)
+        assert "no top-1" not in remark(spec, task, run, "y", 2, labelled=True)
 
 
 def test_what_may_be_anything_is_no_class_without_labels() -> None:

@@ -150,7 +150,8 @@ def test_the_output_is_the_one_that_fits() -> None:
     assert task.reads is not None
     assert task.reads(ModelOutputs(ports, None, data(None))) == ("y",)
     with pytest.raises(DataError, match="several outputs could hold scores of labels"):
-        task.reads(ModelOutputs((*ports, Port("z", "float32", ("N", 2))), None, data(None)))
+        task.reads(ModelOutputs((*ports, Port("z", "float32", ("N",))), None, data(None)))
+    assert task.reads(ModelOutputs((*ports, Port("z", "float32", ("N", 2))), None, data(None))) == ("y",)
 
 
 def test_thresholds_that_are_not_given_are_shown() -> None:

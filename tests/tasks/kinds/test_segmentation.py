@@ -174,7 +174,7 @@ def test_the_output_of_the_masks_is_the_only_one_with_height_and_width() -> None
     assert read(masks, features) == ("y",) == read(masks, Port("aux", "float32", ("N", 3, 8, 8)), asked="y")
     with pytest.raises(DataError, match=r"several outputs could hold masks.*name one with --output: 'y'"):
         read(masks, Port("aux", "float32", ("N", 3, 8, 8)))
-    with pytest.raises(DataError, match=r"no output can hold masks.*'f' \(float32 \[N,16\]\)"):
+    with pytest.raises(DataError, match=r"no output is sure to hold masks.*'f' \(float32 \[N,16\]\)"):
         read(features)
     with pytest.raises(DataError, match="no output 'z'"):
         read(masks, asked="z")
