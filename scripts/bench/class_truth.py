@@ -3,6 +3,7 @@
     python scripts/bench/class_truth.py check [--trials 1000]    random faults of the table, by full runs
     python scripts/bench/class_truth.py rare [--runs 1000]       rare rates with a guarantee, drawn from the table
     python scripts/bench/class_truth.py yardstick [--runs 1000]  estimators, drawn from the table
+    python scripts/bench/class_truth.py shape                    harm by layer, by kind of bit and by its direction
 
 The table is that of `--table`, of the network `--model`: by default models/fashion_cnn_faults.npz; its card says how it
 was made. `check` runs faulty copies of the model and compares SDC-1, DUE, accuracy and critical, sample for sample. The
@@ -16,17 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adaptive import Case, adaptive
+from ranking import Network, ranked
 
 from onnxfi import Campaign, ClassTable, read_class_table
 from onnxfi.analysis.bit_effects import EFFECTS, effect_classes
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.exhaustive.class_table import TensorTable
+from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.strata import plan_strata
+from onnxfi.campaign.run.adaptive_rounds import Layout
 from onnxfi.faults.models import Flip
 from onnxfi.faults.sites import Sites
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Word
 from onnxfi.graph.model.loading import load
-from onnxfi.statistics.intervals import clopper_pearson, mean_interval, t_interval, wilson
+from onnxfi.statistics.intervals import (
+    Stratum,
+    clopper_pearson,
+    mean_interval,
+    stratified_interval,
+    t_interval,
+    wilson,
+)  # fmt: skip
 from onnxfi.statistics.proved_strata import rate_beside_proofs
 from onnxfi.tasks.outcomes import judge
 
@@ -83,7 +96,11 @@ def of_each(table: ClassTable, value: Callable[[Any], Array]) -> Array:
 
 def rare(table: ClassTable, model: Path, runs: int) -> bool:
     """Estimate rare rates: what is proved to change no class is not drawn, fault by fault or stratum by stratum."""
-    hit, ran = table.column("changed") > 0, table.column("ran") > 0
+    quantised = any(one.dtype != "float32" for one in table.tensors)
+    # Hardly a bit of a quantised weight is without effect: rare there is that many answers change.
+    event = CRITICAL * table.samples if quantised else 0
+    hit, ran = table.column("changed") > event, table.column("ran") > 0
+    print(f"rates of faults that change {'over a tenth of the answers' if quantised else 'any answer'}")
     bit, stratum = of_each(table, lambda one: np.array(one.bits)), strata(table, model)
     undecided = np.zeros(int(stratum.max()) + 1, np.bool_)
     undecided[stratum[hit | ran]] = True
@@ -179,10 +196,77 @@ def yardstick(table: ClassTable, model: Path, runs: int) -> bool:
     return met
 
 
+def shape(table: ClassTable, model: Path, runs: int) -> bool:
+    """Print the harm by layer, and of float32 by field and by the direction of the flip."""
+    print("| layer | faults | mean SDC-1 | faults that change over 10 % of the answers |")
+    print("|---|---|---|---|")
+    for layer in dict.fromkeys(one.layer for one in table.tensors):
+        share = np.concatenate([one.changed.ravel() for one in table.tensors if one.layer == layer]) / table.samples
+        print(f"| {layer} | {len(share):,} | {100 * share.mean():.3g} % | {100 * np.mean(share > CRITICAL):.3g} % |")
+    share, bit = table.column("changed") / table.samples, of_each(table, lambda one: np.array(one.bits))
+    if bit.max() != 31 or table.tensors[0].dtype != "float32":
+        return True
+    stored_bits = [
+        (words[:, None] >> np.array(one.bits, np.uint64)) & np.uint64(1) for one, _, words in stored(table, model)
+    ]
+    was_one, total = np.concatenate([bits.ravel() for bits in stored_bits]) == 1, share.sum()
+    for name, of in (("sign", bit == 31), ("exponent", (bit >= 23) & (bit < 31)), ("mantissa", bit < 23)):
+        up, down = (100 * share[of & here].sum() / total for here in (~was_one, was_one))
+        print(f"{name}: {up + down:.3g} % of all SDC-1; flips from 0 to 1 {up:.3g} %, from 1 to 0 {down:.3g} %")
+    return True
+
+
+def by_designs(table: ClassTable, model: Path, runs: int) -> bool:
+    """Hold stratified intervals, adaptive campaigns and rankings against the truth, in a tenth of the campaigns."""
+    rng, met = np.random.default_rng(SEED), True
+    share = {one.id: one.changed / table.samples for one in table.tensors}
+    mean = float(np.concatenate([x.ravel() for x in share.values()]).mean())
+    each, found = FIXED // len(share), []
+    for _ in range(runs):
+        drawn = [(x.size, x.ravel()[rng.integers(0, x.size, min(each, x.size))]) for x in share.values()]
+        found.append(stratified_interval([Stratum(n, len(x), x.sum(), (x**2).sum()) for n, x in drawn], 0.99))
+    held = float(np.mean([one.low <= mean <= one.high for one in found]))
+    width = 100 * float(np.mean([one.half_width for one in found]))
+    met &= held >= 0.98
+    print(f"  stratified, {each} trials a tensor, holds it in {100 * held:.1f} %, half its width {width:.2f} %")
+    some, bits = max(1, runs // 10), {one.id: one.bits for one in table.tensors}
+    targets = {t.id: t for t in load(model).targets}
+    for method in ("guaranteed", "asymptotic", "simple"):
+        campaign = Campaign(
+            str(model), single=True, adaptive=True, method=method, include=tuple(f"={n}" for n in share)
+        )
+        strata = plan_strata(campaign, FaultTargets.of(load(model)))
+        values = [np.concatenate([
+            share[t.id][:, [bits[t.id].index(bit) for bit in at]].ravel()
+            for t, at in zip(one.space.targets, one.space.bit_positions, strict=True)
+        ]) for one in strata]  # fmt: skip
+        layout = Layout.of([{**one.row(), "population": one.population} for one in strata])
+        case = Case("top1_changed", method, 0.01)
+        ends = [adaptive(case, layout, values, np.random.default_rng([SEED, n]), n) for n in range(some)]
+        held = float(np.mean([e.interval.low - 1e-9 <= mean <= e.interval.high + 1e-9 for e in ends]))
+        met &= held >= 0.98 or method != "guaranteed"
+        trials = np.mean([e.trials for e in ends])
+        print(
+            f"  adaptive, {method}, to ±1 %: {trials:,.0f} trials, holds it in {100 * held:.0f} % of {some} campaigns"
+        )
+    rows = [
+        {"part": name, "field": f"{targets[name].dtype} {bit}", "size": len(x), "values": x[:, at]}
+        for name, x in share.items() for at, bit in enumerate(bits[name])
+    ]  # fmt: skip
+    network = Network(rows)
+    ranks = [ranked(network, n) for n in range(some)]
+    right = np.mean([network.right(standing) for _, standing in ranks])
+    trials = np.median([n for n, _ in ranks])
+    print(
+        f"  first five tensors ranked: {trials:,.0f} trials, all said of pairs right in {100 * right:.0f} % of {some}"
+    )
+    return met and bool(right >= 0.9)
+
+
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("check", "rare", "yardstick"))
+    parser.add_argument("what", choices=("check", "rare", "yardstick", "shape"))
     parser.add_argument("--table", type=Path, default=MODELS / "fashion_cnn_faults.npz")
     parser.add_argument("--model", type=Path, default=MODELS / "fashion_cnn.onnx")
     parser.add_argument("--trials", type=int, default=1000)
@@ -190,7 +274,9 @@ def main() -> None:
     given = parser.parse_args()
     table = read_class_table(given.table)
     number = given.trials if given.what == "check" else given.runs
-    met = {"check": check, "rare": rare, "yardstick": yardstick}[given.what](table, given.model, number)
+    met = {"check": check, "rare": rare, "yardstick": yardstick, "shape": shape}[given.what](table, given.model, number)
+    if given.what == "yardstick":
+        met &= by_designs(table, given.model, number)
     sys.exit(0 if met else 1)
 
 

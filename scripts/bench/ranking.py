@@ -19,7 +19,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +38,7 @@ MOST, LAID = 2 * 10**6, 1 << 22
 class Network:
     """The strata of a network, with the values of their faults."""
 
-    def __init__(self, file: Path) -> None:
-        rows = json.loads(file.read_text())
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.parts = list(dict.fromkeys(row["part"] for row in rows))
         fields = list(dict.fromkeys(row["field"] for row in rows))
         self.groups = np.array([self.parts.index(row["part"]) for row in rows])
@@ -127,7 +128,7 @@ def study(folder: Path, repetitions: int, names: list[str]) -> int:
     missed = 0
     print(f"top {TOP}, ties within {MARGIN:g}, confidence {CONFIDENCE:g}, {repetitions} repetitions")
     for name in (name for name in names or NETWORKS if (folder / f"{name}.json").is_file()):
-        net = Network(folder / f"{name}.json")
+        net = Network(json.loads((folder / f"{name}.json").read_text()))
         found: dict[str, tuple[list[int], int]] = {}
         begun = time.process_time()
         for how in (ranked, equal):

@@ -173,6 +173,20 @@ def test_proofs_of_class_outcomes_are_the_cpus_alone(device: Device, tmp_path: P
         class_outcomes(asked, tmp_path / "table.npz")
 
 
+def test_campaigns_of_classes_run_all_their_trials_on_a_device(device: Device, tmp_path: Path) -> None:
+    device()
+    asked = {"outcomes": "class", "include": "w2", "trials": 6}
+    found, truth = (
+        {r.trial: r.metrics for r in ran(campaign(tmp_path, provider=name, **asked), tmp_path / f"{name}.db")}
+        for name in ("cuda", "cpu")
+    )
+    assert not any(metrics["proved_samples"] for metrics in found.values())
+    assert any(metrics["proved_samples"] for metrics in truth.values())
+    assert all(
+        metrics | {"proved_samples": 0} == truth[trial] | {"proved_samples": 0} for trial, metrics in found.items()
+    )
+
+
 def test_tensorrt_runs_whole_models(device: Device, tmp_path: Path) -> None:
     device()
     for target in ("weights", "activations"):
