@@ -316,6 +316,10 @@ def pipeline_scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def stage_of(model: Path, flags: Mapping[str, Any]) -> Model:
     """Return the model of a command, or of the stage of a pipeline that it names."""
+    if model.suffix == ".onnx" and flags["stage"] is None:  # without what pipelines and campaigns take to load
+        from onnxfi.graph.model.loading import load
+
+        return load(model, allow_links=flags["allow_links"])
     from onnxfi.campaign.plan.open_model import reopen
 
     return reopen(str(model), {name: flags[name] for name in ("allow_links", "stage")})
