@@ -21,7 +21,10 @@ def command(context: click.Context, shell: str) -> None:
     \b
     bash: echo 'eval "$(onnxfi completion bash)"' >> ~/.bashrc
     zsh:  echo 'eval "$(onnxfi completion zsh)"' >> ~/.zshrc
-    fish: onnxfi completion fish > ~/.config/fish/completions/onnxfi.fish
+    fish: mkdir -p ~/.config/fish/completions
+          onnxfi completion fish > ~/.config/fish/completions/onnxfi.fish
+
+    The line of zsh stands below the one that calls compinit; where there is none, put `autoload -Uz compinit && compinit` above.
     """
     from click.shell_completion import get_completion_class
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,7 +46,8 @@ def table(
     fewest = [n if number else min(n, _MIN_CUT) for n, number in zip(longest, numbers, strict=True)]
     shown = _columns_that_fit(fewest)
     widths = _fit_widths(longest[:shown], fewest[:shown])
-    header, *body = (_line(row[:shown], widths, numbers[:shown]) for row in texts)
+    cut = [cut_apart(column, width) for column, width in zip(zip(*texts, strict=True), widths, strict=False)]
+    header, *body = (_line(row, widths, numbers[:shown]) for row in zip(*cut, strict=True))
     rule = " " + ("─" if _can_print("─") else "-") * (sum(widths) + 3 * len(widths) - 3)
     if footer:
         body.insert(-1, "")
@@ -101,10 +105,42 @@ def _line(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) ->
     """Return a row of a table as a line."""
     cells = []
     for text, width, number in zip(row, widths, numbers, strict=True):
-        cut = cut_middle(text, width)
-        space = " " * (width - _width(cut))
-        cells.append(space + cut if number else cut + space)
+        space = " " * (width - _width(text))
+        cells.append(space + text if number else text + space)
     return (" " + "   ".join(cells)).rstrip()
+
+
+def cut_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Return texts of at most `width` terminal columns, the longer ones cut so that different texts stay different.
+
+    Where names of a network begin and end alike, the words that most of them have give way to those that differ.
+
+    >>> [cut[1:10] for cut in cut_apart(["encoder.stages.3.attention.query", "encoder.stages.4.attention.query"], 16)]
+    ['stages.3.', 'stages.4.']
+    """
+    long = sorted({text for text in texts if _width(text) > width})
+    cut = {text: cut_middle(text, width) for text in long}
+    if len(set(cut.values())) < len(long):
+        words = {text: re.split(r"(?<=[./_])", text) for text in long}
+        many = Counter(word for some in words.values() for word in set(some))
+        hidden = {word for word, n in many.items() if 2 * n > len(long)}
+        before = {one for some in words.values() for one, other in pairwise(some) if other not in hidden}
+        for word in sorted(hidden, key=lambda one: (one not in before, len(one), one)):
+            if all(_width(_without(words[text], hidden - {word})) <= width for text in long):
+                hidden.remove(word)
+        cut = {text: cut_middle(_without(words[text], hidden), width) for text in long}
+    return [cut.get(text, text) for text in texts]
+
+
+def _without(words: Sequence[str], hidden: set[str]) -> str:
+    """Return words joined, with a mark in place of each run of those that are hidden."""
+    runs = groupby(words, key=lambda word: word in hidden)
+    return "".join(_mark() if away else "".join(run) for away, run in runs)
+
+
+def _mark() -> str:
+    """Return the mark of what is left out."""
+    return "…" if _can_print("…") else "~"
 
 
 def cut_middle(text: str, width: int) -> str:
@@ -115,7 +151,7 @@ def cut_middle(text: str, width: int) -> str:
     """
     if _width(text) <= width:
         return text
-    mark = "…" if _can_print("…") else "~"
+    mark = _mark()
     head, tail = "", ""
     for first, last in zip(text, reversed(text), strict=True):
         if _width(head + mark + last + tail) > width:

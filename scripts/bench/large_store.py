@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -69,7 +69,8 @@ def made(file: Path, model: Path, trials: int) -> tuple[float, float]:
     """Make a store of so many trials; return the seconds of the processor for its plan, and for its results."""
     campaign = Campaign(model, ROOT / "models/fashion_test.npz", samples=64, single=True, trials=trials)
     begun = time.process_time()
-    real = list(islice(run(campaign, file, workers=0), REAL))
+    with closing(run(campaign, file, workers=0)) as trials_run:
+        real = list(islice(trials_run, REAL))
     planned = time.process_time()
     rng = np.random.default_rng(0)
     with Store.open(file, create=True) as store:

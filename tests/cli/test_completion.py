@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +47,54 @@ def test_bash_defines_the_completion_of_the_command(run: Run) -> None:
     script = run("completion", "bash").out + "\ncomplete -p onnxfi"
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert "_onnxfi_completion" in ran.stdout
+
+
+#: What starts each shell without anybody's settings, and lets it read the script.
+SHELLS = {
+    "bash": (["bash", "--norc", "-i"], 'eval "$(onnxfi completion bash)"'),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit && compinit -u -D; eval "$(onnxfi completion zsh)"'),
+    "fish": (["fish", "--no-config", "-i"], "onnxfi completion fish | source"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_what_a_person_types(tmp_path: Path, shell: str) -> None:
+    """Commands, options, choices and files, by the tab key of the real shell."""
+    import pty
+
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    (tmp_path / "net-of-mine.onnx").touch()
+    (tmp_path / "onnxfi").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m onnxfi "$@"\n')
+    (tmp_path / "onnxfi").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TERM": "xterm", "HOME": str(tmp_path)}
+    line, script = SHELLS[shell]
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(tmp_path)
+        os.execvpe(line[0], line, env)
+    try:
+        typed(terminal, script + "; echo re''ady\n", "ready")
+        typed(terminal, "onnxfi insp\t", "inspect ")
+        typed(terminal, "net-of\t", "net-of-mine.onnx")
+        typed(terminal, "\x15onnxfi run --exh\t", "--exhaustive")
+        typed(terminal, "\x15onnxfi completion z\t", "zsh")
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(process, 0)
+
+
+def typed(terminal: int, keys: str, expected: str) -> None:
+    """Type into a terminal, and wait until it shows what is expected."""
+    os.write(terminal, keys.encode())
+    shown, end = "", time.monotonic() + 60
+    while expected not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown):
+        assert time.monotonic() < end, shown
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 4096).decode(errors="replace")
 
 
 def test_another_shell_is_refused(run: Run) -> None:

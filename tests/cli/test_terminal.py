@@ -16,6 +16,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxfi.cli.terminal import cut_apart
+
 Run = Callable[..., Any]
 MATMUL = "g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}> { y = MatMul(x, w) }"
 EVIL = "\x1b[31mred\x1b]0;title\x07:x:[bold]\u202eevil\x9b2J\n"
@@ -70,6 +72,14 @@ def test_a_file_name_that_is_no_text_is_shown(run: Run, models: Path, here: Path
         ran = run(*words)
         assert (ran.code, ran.err) == (0, "")
         assert "\\udcff" in ran.out and "\x1b" not in ran.out
+
+
+@pytest.mark.parametrize("width", [16, 20, 34, 50])
+def test_names_that_begin_and_end_alike_stay_different(width: int) -> None:
+    parts = [(k, j, q) for k in (1, 11) for j in (0, 1) for q in ("query", "key")]
+    names = [f"model.backbone.encoder.stages.{k}.blocks.{j}.attention.self.{q}_projection.weight" for k, j, q in parts]
+    cut = cut_apart([*names, "model.head.weight", "conv1"], width)
+    assert len(set(cut)) == len(cut) and max(map(len, cut)) <= width and cut[-1] == "conv1"
 
 
 def on_terminal(words: list[str], columns: int, **env: str) -> str:

@@ -7,8 +7,10 @@ are asked at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -152,11 +154,20 @@ def _values(texts: Sequence[str], outcome: NDArray[np.int8], metrics: Sequence[M
     known: dict[str, dict[str, Any]] = {}
     rows = [known.get(text) or known.setdefault(text, json.loads(text)) for text in texts]
     found = np.empty((len(metrics), len(rows)))
-    for place, metric in enumerate(metrics):
-        if metric.per == "trial" and not metric.any_of:
-            found[place] = np.array([name == metric.name for name in OUTCOMES])[outcome]
-            continue
-        name = metric.any_of or metric.name
-        values = np.array([row.get(name) for row in rows], np.float64)  # None becomes NaN, "inf" infinity
-        found[place] = np.where(np.isnan(values), np.nan, values > 0) if metric.any_of else values
+    counts = [metric.per == "trial" and not metric.any_of for metric in metrics]
+    measured = [k for k, counted in enumerate(counts) if not counted]
+    found[measured] = _read(rows, [metrics[k].any_of or metrics[k].name for k in measured]).T
+    for k, metric in enumerate(metrics):
+        if counts[k]:
+            found[k] = np.array([name == metric.name for name in OUTCOMES])[outcome]
+        elif metric.any_of:
+            found[k] = np.where(np.isnan(found[k]), np.nan, found[k] > 0)
     return found
+
+
+def _read(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> NDArray[np.float64]:
+    """Return values by name ([rows, names]); NaN where a row has none, infinity of a text that says so."""
+    if len(names) > 1:
+        with suppress(KeyError):  # most rows have them all, and are read at once
+            return np.array(list(map(itemgetter(*names), rows)), np.float64)
+    return np.array([[row.get(name) for name in names] for row in rows], np.float64).reshape(len(rows), len(names))
