@@ -112,20 +112,47 @@ def test_metrics_for_mlflow_are_those_of_the_report(work: Path) -> None:
     assert all(np.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.slow
-def test_the_stage_of_dvc_makes_its_metrics_and_plots(work: Path) -> None:
-    stage = yaml.safe_load((ADAPTERS / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["resilience"]
+def staged(work: Path) -> dict[str, Any]:
+    """Return the stage of DVC with few trials, beside its model and data."""
+    stages = yaml.safe_load((ADAPTERS / "dvc.yaml").read_text(encoding="utf-8"))
+    stage: dict[str, Any] = stages["stages"]["resilience"]
     (work / "models").mkdir()
     (work / "model.onnx").rename(work / stage["deps"][0])
     (work / "few.npz").rename(work / stage["deps"][1])
-    script = "\n".join(stage["cmd"]).replace("--repeat 20", "--repeat 2 --workers 0")
-    done = shell(script, work)
-    assert done.returncode == 0, done.stderr
-    (metrics,), (outs,) = stage["metrics"][0], stage["outs"][0]
-    assert json.loads((work / metrics).read_text())["trials"] == 6 and (work / outs).is_file()
+    stage["cmd"] = [line.replace("--repeat 20", "--repeat 2 --workers 0") for line in stage["cmd"]]
+    (work / "dvc.yaml").write_text(yaml.safe_dump(stages))
+    return stage
+
+
+def damaged(model: Path) -> None:
+    onnxfi.inject(str(model), onnxfi.sample(str(model), count=1), f"{model}.faulty")
+    Path(f"{model}.faulty").replace(model)
+
+
+@pytest.mark.slow
+def test_the_stage_of_dvc_makes_its_metrics_and_plots(work: Path) -> None:
+    stage = staged(work)
+    (metrics,), (outs,) = stage["metrics"][0], stage["outs"]
     ((plot, how),) = stage["plots"][0].items()
-    head = (work / plot).read_text().splitlines()[0].split(",")
-    assert {how["x"], how["y"]} <= set(head)
+    for _ in ("first", "of a model that changed"):
+        done = shell("\n".join(stage["cmd"]), work)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((work / metrics).read_text())["trials"] == 6 and (work / outs).is_file()
+        head = (work / plot).read_text().splitlines()[0].split(",")
+        assert {how["x"], how["y"]} <= set(head)
+        (work / outs).unlink()  # as DVC does before a stage
+        damaged(work / stage["deps"][0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("dvc") is None, reason="DVC is not installed")
+def test_dvc_runs_the_stage_where_the_model_changed(work: Path) -> None:
+    stage = staged(work)
+    assert shell("git init -q; dvc init -q; dvc repro", work).returncode == 0
+    assert "didn't change, skipping" in shell("dvc repro", work).stdout
+    damaged(work / stage["deps"][0])
+    again = shell("dvc repro && dvc metrics show", work)
+    assert again.returncode == 0 and "didn't change" not in again.stdout and "resilience.json" in again.stdout, again
 
 
 @pytest.mark.slow
