@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,34 @@ def test_dvc_runs_the_stage_where_the_model_changed(work: Path) -> None:
     damaged(work / stage["deps"][0])
     again = shell("dvc repro && dvc metrics show", work)
     assert again.returncode == 0 and "didn't change" not in again.stdout and "resilience.json" in again.stdout, again
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries that lm-eval uses
+def test_lm_eval_answers_as_many_items_as_onnxfi(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(work / "hub"))
+    models = ROOT / "models"
+    lines = (models / "char_gpt_items.jsonl").read_text("utf-8").splitlines()[:12]
+    Path("items.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    task = {
+        "task": "items", "dataset_path": "json", "dataset_kwargs": {"data_files": "items.jsonl"}, "test_split": "train",
+        "output_type": "multiple_choice", "doc_to_text": "{{context}}", "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}", "target_delimiter": "", "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    network, tokenizer = str(models / "char_gpt.onnx"), str(models / "char_gpt_tokenizer.json")
+    module = adapter("lm_eval_model")
+    golden, faulty = module.main(network, tokenizer, task, "1e-3", "1")
+    found = onnxfi.evaluate(
+        network, "items.jsonl", task="language-model", preprocess=models / "char_gpt_text.yaml", batch=8
+    )
+    assert golden["items"]["acc,none"] == found.metrics["answer_accuracy"] > faulty["items"]["acc,none"]
+    decoder, text = module.OnnxDecoder(network, tokenizer), "descriptor" * 40
+    [(whole, _)] = decoder.loglikelihood([SimpleNamespace(args=("", text[:200]))])
+    first, longer = decoder.loglikelihood_rolling([SimpleNamespace(args=(some,)) for some in (text[:200], text)])
+    assert first == pytest.approx(whole) and longer < first < 0
 
 
 @pytest.mark.slow
