@@ -1,6 +1,6 @@
 """A decoder in ONNX as a model of lm-eval (`pip install lm-eval`), and its tasks under faults in the weights.
 
-    python examples/adapters/lm_eval_model.py DECODER.onnx TOKENIZER.json TASK [BER] [TRIALS]
+Run as `python examples/adapters/lm_eval_model.py DECODER.onnx TOKENIZER.json TASK [BER] [TRIALS]`.
 """
 
 import sys
