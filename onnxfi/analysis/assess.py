@@ -207,6 +207,11 @@ class _Making:
         """True if there is time to open a campaign, and for a trial."""
         return time.monotonic() + _OPENS_AGAIN * self.opening_s < self.last
 
+    @property
+    def opens_again_twice(self) -> bool:
+        """True if there is time to open a campaign twice: where only one more fits, the trials here go on."""
+        return time.monotonic() + 2 * _OPENS_AGAIN * self.opening_s < self.last
+
     def open(self, campaign: Campaign, name: str) -> Running:
         """Begin a campaign, and learn how long that takes."""
         now = time.monotonic()
@@ -304,7 +309,7 @@ class _Making:
         campaign = Campaign(**self.base, ber=rates, repeat=repeat)
         with closing(self.open(campaign, SWEEP)) as running:
             for n, _ in enumerate(running.until(self.last), 1):
-                if enough is not None and n >= enough and self.opens_again:
+                if enough is not None and n >= enough and self.opens_again_twice:
                     return
 
     def report(self, name: str) -> Report | None:

@@ -352,7 +352,7 @@ def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99, *
     if least == most:
         return _interval(least, most, p, "asymptotic", confidence)
     if trials < min(max(fewest, _FEWEST_A_STRATUM * strata), scores.population // 4):
-        return replace(confidence_sequence(scores, 1 - (1 - SPENT) * (1 - confidence)), confidence=confidence)
+        return early_interval(scores, confidence)
     whole = math.fsum(w)
     expected = float(scores.variance[-1]) / trials
     variance = max(math.fsum((w * (scores.estimates - p)) ** 2) / whole**2, expected, 1e-300)
@@ -363,6 +363,17 @@ def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99, *
     low, high = ((middle + side * spread) / (1 + t * t / n) for side in (-1, 1))
     low = low if p > 0 else 0.0  # and not what rounding leaves of it
     return _interval(max(low, least), min(high, most), p, "asymptotic", confidence)
+
+
+def early_interval(scores: Scores, confidence: float = 0.99) -> Interval:
+    """Return a confidence sequence that has the part of alpha which asymptotic intervals do not spend.
+
+    It aims at no width: the bets are those that suit the number of draws so far (Waudby-Smith and Ramdas, predictable
+    plug-in), sqrt(2 log(2 / alpha) / (v t log(1 + t))) at draw t, of an expected variance v.
+    """
+    alpha, t = (1 - SPENT) * (1 - confidence), np.arange(1, len(scores.value) + 1)
+    bet = np.sqrt(2 * math.log(2 / alpha) / (np.maximum(scores.variance, 1e-300) * t * np.log1p(t)))
+    return replace(confidence_sequence(replace(scores, bet=bet), 1 - alpha), confidence=confidence)
 
 
 def simple_interval(n: int, total: float, squares: float, population: int, confidence: float = 0.99) -> Interval:

@@ -19,13 +19,13 @@ import numpy as np
 import onnxfi
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import make_plan
-from onnxfi.campaign.plan.strata import bit_field_label
+from onnxfi.campaign.plan.strata import stratum_kind
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run import runner
 
 ROOT = Path(__file__).parents[2]
 #: Networks, and how many trials of a stratum their pools hold at most.
-NETWORKS = {"fashion_cnn": 40, "fashion_cnn_int8_qdq": 60, "fashion_attention": 12, "fashion_gru": 40}
+NETWORKS = {"fashion_cnn": 50, "fashion_cnn_int8_qdq": 40, "fashion_attention": 12, "fashion_gru": 40}
 SAMPLES = 100
 
 
@@ -53,7 +53,7 @@ def pool(name: str, most: int, folder: Path) -> None:
                 values[row.stratum].append(float(row.metrics["sdc1"]))
     strata = [
         {
-            "part": stratum.layer, "field": bit_field_label(stratum.label, stratum.layer),
+            "part": stratum.layer, "field": stratum_kind(stratum.label, stratum.layer),
             "size": stratum.population, "values": values[s],
         }
         for s, stratum in enumerate(made.strata)

@@ -139,14 +139,15 @@ def _ranked_fields(space: FaultSpace, rank: str) -> Iterator[PlannedStratum]:
 
 
 def _signed(strata: Iterable[PlannedStratum], fault_targets: FaultTargets) -> Iterator[PlannedStratum]:
-    """Divide strata of a ranking by the sign of the weight, where a flip can change a float by a factor of 2 or more.
+    """Divide the strata of a ranking that hold catastrophic flips by the sign of the weight.
 
-    The others, of its mantissa, change it by little, whichever sign it has.
+    Nearly all flips of the highest exponent bit are; those of other bits are much alike, whichever sign the weight has,
+    and more strata have to be learned one by one.
     """
     known: dict[tuple[str, str], SignBits] = {}
     for stratum in strata:
         space = stratum.space
-        if not all(_moves(target, places) for target, places in zip(space.targets, space.bit_positions, strict=True)):
+        if not all(_grows(target, places) for target, places in zip(space.targets, space.bit_positions, strict=True)):
             yield stratum
             continue
         for k, target in enumerate(space.targets):
@@ -157,10 +158,10 @@ def _signed(strata: Iterable[PlannedStratum], fault_targets: FaultTargets) -> It
             yield replace(stratum, label=stratum.label + sign, space=part)
 
 
-def _moves(target: Target, places: tuple[int, ...]) -> bool:
-    """Return True if flips at these places of a stored float change it by a factor of 2 or more, or its sign."""
+def _grows(target: Target, places: tuple[int, ...]) -> bool:
+    """Return True if these places are the highest exponent bit of a stored float that has a sign."""
     word = target.word
-    return word.signed and word.is_float and not target.is_activation and min(places) >= word.mantissa
+    return word.signed and word.is_float and not target.is_activation and places == (word.field("exponent")[-1],)
 
 
 def _fields(space: FaultSpace, name: str = "") -> Iterator[PlannedStratum]:

@@ -354,13 +354,13 @@ def harm_sentences(found: CampaignRates) -> Iterator[str]:
     bits, layers = _leading(harm.by("bit")), harm.by("layer")
     where, named = "", _leading(layers)
     if bits:
-        where = listed([f"bit {key}" if key.isdecimal() else f"bits {key}" for key, _ in bits])
+        where = _named_bits([key for key, _ in bits])
         named = _leading(harm.by("layer", [key for key, _ in bits]))
     rows = named
     if layers and len(named) < len(found.by_layer):
         names = listed([key for key, _ in named])
         many = f"{len(named)} of {len(found.by_layer):,} layers ({names})"
-        where += f"{' of ' if where else ''}{names if len(named) == 1 else many}"
+        where += f"{' in ' if where else ''}{names if len(named) == 1 else many}"
     elif bits:
         rows = bits
     if not where or not rows:
@@ -375,6 +375,23 @@ def harm_sentences(found: CampaignRates) -> Iterator[str]:
         f"About {_together(rows)} of the harm comes from {where}, by the {did}: without it {short(metric)} would fall "
         f"from {metric.text(i.estimate)} to about {fewer}."
     )
+
+
+def _named_bits(keys: Sequence[str]) -> str:
+    """Return bits in words, those of each number format together.
+
+    >>> _named_bits(["30", "16-19"]), _named_bits(["int8 7", "float32 30", "int8 6"])
+    ('bits 30 and 16-19', 'bits 7 and 6 of int8 and bit 30 of float32')
+    """
+    formats: dict[str, list[str]] = {}
+    for key in keys:
+        word, _, places = key.rpartition(" ")
+        formats.setdefault(word, []).append(places)
+    names = []
+    for word, places in formats.items():
+        one = len(places) == 1 and places[0].isdecimal()
+        names.append(f"{'bit' if one else 'bits'} {listed(places)}" + (f" of {word}" if word else ""))
+    return listed(names)
 
 
 def due_sentences(found: CampaignRates) -> Iterator[str]:

@@ -122,18 +122,20 @@ def command_line(campaign: Campaign, store: str = "") -> str:
 
     >>> print(command_line(Campaign(model="my net.onnx", data="d.npz", ber=(1e-7, 1e-6), include=("conv",)), "s.db"))
     onnxfi run 'my net.onnx' --ber 1e-07,1e-06 --include conv --data d.npz -o s.db
+    >>> print(command_line(Campaign(model="m.onnx", ber=(1e-7, 1e-6, 1e-5), added=(1e-6, 1e-5))))
+    onnxfi run m.onnx --ber 1e-07,1e-06,1e-05 --added 1e-06 --added 1e-05
     """
     words = ["onnxfi", "run", campaign.model]
     for name, value in given_fields(campaign).items():
         flag = "--" + name.replace("_", "-")
         if name == "model":
             continue
-        if name == "due" or (isinstance(value, tuple) and isinstance(value[0], float)):
+        if name == "due" or (name != "added" and isinstance(value, tuple) and isinstance(value[0], float)):
             words += [flag, ",".join(one if name == "due" else f"{one!r}" for one in value)]
         elif name == "mix":
             words += [word for part in value for word in (flag, _on_one_line(part))]
         elif isinstance(value, tuple):
-            words += [word for one in value for word in (flag, one)]
+            words += [word for one in value for word in (flag, str(one))]
         else:
             words += [flag] if value is True else [flag, str(value)]
     return shlex.join([*words, *(("-o", store) if store else ())])

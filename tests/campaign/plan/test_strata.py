@@ -72,3 +72,12 @@ def words(model: str) -> dict[str, list[int]]:
     return {
         t.name: numpy_helper.to_array(t).ravel().view(np.uint32).tolist() for t in onnx.load(model).graph.initializer
     }
+
+
+def test_a_ranking_divides_catastrophic_flips_by_the_sign_of_the_weight(here: Path) -> None:
+    made = planned(rank="layer")
+    split = [one for one in made.strata if one.label[-1] in "+-"]
+    assert {one.label for one in split} <= {f"{layer} 30{sign}" for layer in LAYERS for sign in "+-"}
+    assert all(one.bit == 30 for one in split) and sum(one.population for one in made.strata) == SITES
+    assert sum(one.population for one in split) == SITES // 32, "or all weights of a layer have one sign"
+    assert not [one for one in planned(single=True, adaptive=True).strata if one.label[-1] in "+-"]

@@ -94,7 +94,8 @@ def test_layers_bits_and_channels_are_parts_too(place: Path, rank: str, monkeypa
 def test_the_report_says_what_is_settled_and_what_ties(place: Path) -> None:
     found = ranking(place / "tensor.db")
     text = list(sentences(found))
-    assert any(line == f"the first tensor of {len(found.names)} is settled" for line in text)
+    first = next(found.rows()).name
+    assert f"the first tensor of {len(found.names)} is settled: {first}" in text
     document = found.document()
     assert document["order"][0]["rank"] == 1 and document["settled"]
 
