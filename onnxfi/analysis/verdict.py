@@ -102,7 +102,8 @@ def _commands(ranking: CampaignRates | None, sweep: CampaignRates | None, counte
         yield f"onnxfi plan-protection {shlex.quote(str(ranking.store))} --budget bytes=2% -o {plan}"
     if any(row.key.startswith(("float", "bfloat")) and 2 * row.bits > counted.whole.bits for row in counted.formats):
         model = shlex.quote(counted.model)
-        yield f"onnxfi protect {model} --data CALIBRATION --with range:clip --with nan-filter -o protected.onnx"
+        calibrated = "--data CALIBRATION --with range:clip --with nan-filter"
+        yield f"onnxfi protect {model} {calibrated} -o protected.onnx  # CALIBRATION: other samples of the same kind"
 
 
 def _catastrophic_bits(counted: Census) -> list[str]:

@@ -28,6 +28,8 @@ KEPT = 0.01
 WIDEST = 0.1
 #: A low end is no news where the estimate is so many times as large.
 _FAR = 100
+#: A high end of a share from which on it is none.
+_NO_LIMIT = 0.9
 #: The share of all harm that the named bits and layers make up, and how many are named.
 _MOST_HARM, _MOST_NAMED = 0.9, 4
 #: What is left of a sum of shares that is 1, after rounding.
@@ -243,8 +245,11 @@ def single_sentences(found: CampaignRates) -> Iterator[str]:
     if i.estimate <= 0 and i.half_width <= WIDEST:
         yield f"No answer changed under {one} in {trials}: {label} is below {metric.text(i.high)}."
     elif i.half_width > WIDEST:
-        most = f"{label} may be as high as {metric.text(i.high)}, and {trials} are too few to say more"
-        yield f"How often {one} changes an answer is still open: {most}."
+        most = f"at most {metric.text(i.high)}" if i.high < _NO_LIMIT else "with no limit yet"
+        yield (
+            f"How often {one} changes an answer is still open: {label} {metric.text(i.estimate)} so far, {most} "
+            f"({trials}, too few to say more)."
+        )
     else:
         ends = (
             f"between {metric.text(i.low)} and {metric.text(i.high)}"
