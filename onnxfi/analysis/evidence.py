@@ -12,6 +12,7 @@ from onnxfi.analysis.environment import Environment
 from onnxfi.analysis.fit import fit
 from onnxfi.analysis.vulnerability import Vulnerabilities, vulnerabilities
 from onnxfi.campaign.report.html_page import command_of
+from onnxfi.campaign.report.rates import CampaignRates
 from onnxfi.campaign.report.tables import write_table
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import InputError
@@ -27,7 +28,7 @@ _ASSUMPTIONS = (
     "error, a crash or a time-out, which a system must act on for it to count as detected.",
     "Everything else is safe, also where an output changes without another answer.",
     "Rates hold for the {samples:,} samples of {data}, and for the runtime in the table below.",
-    "Intervals of all layers hold together with {confidence:.4g} %.",
+    "Intervals of all layers hold together with {confidence:.4g} %{proof}.",
 )
 _LIMITS = (
     "Random faults in memory alone: no systematic faults, no logic, no interconnect, no common causes.",
@@ -51,6 +52,13 @@ class _Layer:
         """Diagnostic coverage: detected ÷ dangerous, with its ends; NaN if nothing dangerous was seen."""
         d, u = self.detected, self.undetected
         return _share(d.low, u.high), _share(d.estimate, u.estimate), _share(d.high, u.low)
+
+
+def _proof(found: CampaignRates) -> str:
+    """Return what intervals rest on that have no proof; nothing of those that have one."""
+    if found.look is None or found.look.method != "asymptotic":
+        return ""
+    return ", as far as they were simulated: they rest on estimated variances; --method guaranteed has a proof"
 
 
 def _share(detected: float, undetected: float) -> float:
@@ -146,7 +154,7 @@ def _document(found: Vulnerabilities, layers: list[_Layer], raw: dict[str, float
         command = command_of(opened.get("spec"), found.store.name)
     named = {
         "label": found.label, "samples": golden["samples"], "data": printable(golden["data"]),
-        "confidence": 100 * one.confidence,
+        "confidence": 100 * one.confidence, "proof": _proof(one),
     }  # fmt: skip
     bits = sum(layer.bits for layer in layers)
     yield f"# Evidence on {printable(Path(found.model).name)}"
