@@ -390,13 +390,13 @@ def _named_bits(keys: Sequence[str]) -> str:
     """
     formats: dict[str, list[str]] = {}
     for key in keys:
-        word, _, places = key.rpartition(" ")
-        formats.setdefault(word, []).append(places)
-    names = []
+        word, _, place = key.rpartition(" ")
+        formats.setdefault(word, []).append(place)
+    found = []
     for word, places in formats.items():
         one = len(places) == 1 and places[0].isdecimal()
-        names.append(f"{'bit' if one else 'bits'} {listed(places)}" + (f" of {word}" if word else ""))
-    return listed(names)
+        found.append(f"{'bit' if one else 'bits'} {listed(places)}" + (f" of {word}" if word else ""))
+    return listed(found)
 
 
 def due_sentences(found: CampaignRates) -> Iterator[str]:

@@ -29,8 +29,8 @@ def sentences(ranking: Ranking) -> Iterator[str]:
         return
     if standing.settled and len(rows) > 1:
         first = f"first {top:,} {by}s" if top > 1 else f"first {by}"
-        names = ", ".join(row.name for row in rows[: min(top, _MOST_NAMES)])
-        yield f"the {first} of {len(rows):,} {'are' if top > 1 else 'is'} settled: {names}"
+        which = ", ".join(row.name for row in rows[: min(top, _MOST_NAMES)])
+        yield f"the {first} of {len(rows):,} {'are' if top > 1 else 'is'} settled: {which}"
     for together in _together(rows, top):
         if len(together) > 1:
             tied = all(row.tied for row in together[:-1])
