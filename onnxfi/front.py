@@ -19,8 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.errors import InputError
-from onnxfi.numbers import seconds, whole_number
+from onnxfi.numbers import named_whole, seconds
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -110,7 +109,10 @@ def run(
     """
     from onnxfi.campaign.run import runner
 
-    workers = worker_count(workers)
+    workers, kept_bytes = worker_count(workers), named_whole("kept_bytes", kept_bytes)
+    if worker_memory_bytes is not None:
+        worker_memory_bytes = named_whole("worker_memory_bytes", worker_memory_bytes)
+    shard = None if shard is None else (named_whole("shard", shard[0]), named_whole("shard", shard[1]))
     timeout_s = None if timeout_s is None else seconds(timeout_s)
     deadline = None if time_s is None else time.monotonic() + seconds(time_s)
     scratch = None if store is not None else tempfile.mkdtemp(prefix="onnxfi-")
@@ -134,10 +136,7 @@ def run(
 
 def worker_count(given: Any) -> int:
     """Return a number of worker processes; InputError for what is none."""
-    try:
-        return whole_number(given)
-    except ValueError:
-        raise InputError(f"workers must be a whole number; given {str(given)[:60]!r}") from None
+    return named_whole("workers", given)
 
 
 def kept_campaign(model: ModelLike | Campaign, data: Any, store: Path, fields: dict[str, Any]) -> Campaign:

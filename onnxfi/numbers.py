@@ -46,6 +46,30 @@ def whole_number(value: Any) -> int:
     raise ValueError("not whole")
 
 
+def named_whole(name: str, value: Any) -> int:
+    """Return a whole number that a caller gave; InputError for what is none.
+
+    >>> named_whole("flips", "2")
+    2
+    """
+    try:
+        return whole_number(value)
+    except ValueError:
+        raise InputError(f"{name} must be a whole number; given {str(value)[:60]!r}") from None
+
+
+def named_number(name: str, value: Any) -> float:
+    """Return a number that a caller gave; InputError for what is none.
+
+    >>> named_number("confidence", "0.95")
+    0.95
+    """
+    try:
+        return number(value)
+    except ValueError:
+        raise InputError(f"{name} must be a number; given {str(value)[:60]!r}") from None
+
+
 def seconds(value: Any) -> float:
     """Return a duration in seconds, also of a text with a unit; InputError for what is none above 0.
 

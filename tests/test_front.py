@@ -267,3 +267,22 @@ def test_every_verb_has_its_twin_and_flags_have_the_names_of_parameters() -> Non
         if any(one.kind is one.VAR_KEYWORD for parameters in named for one in parameters.values()):
             known |= fields
         assert {param.name for param in command.params} - known - {"as_json"} == otherwise, verb
+
+
+def test_limits_and_shards_may_be_text(here: Path) -> None:
+    given: dict[str, Any] = {"single": True, "trials": "4", "store": here / "s.db", "kept_bytes": "1000000"}
+    found = onnxfi.run(here / "m.onnx", here / "d.npz", shard=("1", "2"), **given)
+    assert found.everything.trials == 2
+    for name in ("kept_bytes", "workers", "worker_memory_bytes"):
+        with pytest.raises(InputError, match=f"{name} must be a whole number; given 'much'"):
+            onnxfi.run(here / "m.onnx", here / "d.npz", **given | {name: "much"})
+
+
+def test_an_opset_may_be_text(here: Path) -> None:
+    made = onnxfi.instrument(here / "m.onnx", out=here / "i.onnx", opset="21")
+    assert made is not None and (here / "i.onnx").exists()
+    with pytest.raises(InputError, match="opset must be a whole number; given 'new'"):
+        onnxfi.instrument(here / "m.onnx", opset="new")
+    assert onnxfi.protect(here / "m.onnx", "nan-filter", here / "p.onnx", data=here / "d.npz", opset="21")
+    with pytest.raises(InputError, match="opset must be a whole number; given 'new'"):
+        onnxfi.protect(here / "m.onnx", "nan-filter", here / "q.onnx", opset="new")

@@ -16,6 +16,7 @@ from onnxfi.analysis.vulnerability import Vulnerabilities, Vulnerability, vulner
 from onnxfi.errors import InputError, SpecError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import Model, load
+from onnxfi.numbers import named_number
 from onnxfi.statistics.intervals import Interval
 
 #: The ends of a figure and the middle: low, estimate, high.
@@ -227,6 +228,7 @@ def fit(
     files = [stores] if isinstance(stores, str | Path) else list(stores)
     if isinstance(environment, str | Path):
         environment = load_environment(environment)
+    confidence = None if confidence is None else named_number("confidence", confidence)
     each = None if confidence is None else 1 - (1 - confidence) / len(files)
     measured = tuple(vulnerabilities(file, rate=rate, confidence=each) for file in files)
     if len({one.digest for one in measured}) > 1:

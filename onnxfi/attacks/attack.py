@@ -24,6 +24,7 @@ from onnxfi.faults.space import FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, Sampler, draw_faults
 from onnxfi.graph.model.loading import Model, ModelLike, load, stored_form
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
+from onnxfi.numbers import named_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sources import open_data
@@ -256,20 +257,18 @@ def attack(
     >>> found.searches[0].golden > 0.85, found.searches[0].harm[0].accuracy < 0.3
     (True, True)
     """
-    rules = _rules(Rules(method, flips, candidates, first_tensors, screen), attack_samples, gradients)
-    for name, value, most in (("seeds", seeds, _MOST_SEEDS), ("random_trials", random_trials, 10_000)):
-        if not (0 if name == "random_trials" else 1) <= value <= most:
-            raise InputError(f"{name} {value} is out of range; give a whole number up to {most:,}")
-    goal, opened = Goal(source_class, target_class), load(model)
+    attack_samples, seed, seeds, random_trials = _counts(attack_samples, seed, seeds, random_trials)
+    names = "flips", "candidates", "first_tensors", "screen"
+    steps = map(named_whole, names, (flips, candidates, first_tensors, screen))
+    rules = _rules(Rules(method, *steps), attack_samples, gradients)
+    goal, opened = _goal(source_class, target_class), load(model)
     space = (selector or Selector(role=("weight",))).space(opened.targets, Flip())
     if gradients is not None:
         check_gradients(gradients, space)
     slopes = None if gradients is None else {name: np.asarray(g, np.float64) for name, g in gradients.items()}
     if out is not None:
         check_output_files(opened, [Path(out)], copy=False)
-    reading = {name: fields.pop(name) for name in ("preprocess", "labels") if name in fields}
-    limit, axis = fields.pop("samples", None), fields.get("batch_axis", 0)
-    whole = open_data(data, inputs_of(opened.proto), limit=limit, batch_axis=axis, **reading)
+    whole = _samples(opened, data, fields)
     fields = _classifying(fields, whole)
     searches, random, defended = list[Search](), tuple[RandomHarm, ...](), tuple[Defended, ...]()
     with tempfile.TemporaryDirectory(prefix="onnxfi-attack-") as folder:
@@ -301,6 +300,28 @@ def _classifying(fields: Mapping[str, Any], data: Data) -> dict[str, Any]:
     if data.labels is not None:
         as_kind("classes", data.labels)
     return {**fields, "task": CLASSIFICATION.name} if fields.get("task", AUTO) == AUTO else {**fields}
+
+
+def _counts(attack_samples: int, seed: int, seeds: int, random_trials: int) -> tuple[int, int, int, int]:
+    """Return these numbers as Python's; InputError for one that is none, or out of range."""
+    seeds, random_trials = named_whole("seeds", seeds), named_whole("random_trials", random_trials)
+    for name, value, least, most in (("seeds", seeds, 1, _MOST_SEEDS), ("random_trials", random_trials, 0, 10_000)):
+        if not least <= value <= most:
+            raise InputError(f"{name} {value} is out of range; give a whole number up to {most:,}")
+    return named_whole("attack_samples", attack_samples), named_whole("seed", seed), seeds, random_trials
+
+
+def _goal(source_class: int | None, target_class: int | None) -> Goal:
+    classes = {"source_class": source_class, "target_class": target_class}
+    return Goal(*(None if number is None else named_whole(name, number) for name, number in classes.items()))
+
+
+def _samples(opened: Model, data: Any, fields: dict[str, Any]) -> Data:
+    """Open the samples, and take what says how from the fields."""
+    reading = {name: fields.pop(name) for name in ("preprocess", "labels") if name in fields}
+    limit, axis = fields.pop("samples", None), named_whole("batch_axis", fields.get("batch_axis", 0))
+    limit = None if limit is None else named_whole("samples", limit)
+    return open_data(data, inputs_of(opened.proto), limit=limit, batch_axis=axis, **reading)
 
 
 def _format(target: Target) -> str:

@@ -114,7 +114,9 @@ def test_flips_to_guessing_over_seeds() -> None:
     ("fields", "message"),
     [
         ({"method": "bfa"}, "unknown method 'bfa'"),
-        ({"flips": 0}, "flips 0 is out of range; give a whole number from 1 to 1,000"),
+        ({"flips": "two"}, "flips must be a whole number; given 'two'"),
+        ({"seeds": 1.5}, "seeds must be a whole number; given '1.5'"),
+        ({"flips": "0"}, "flips 0 is out of range; give a whole number from 1 to 1,000"),
         ({"seeds": 0}, "seeds 0 is out of range"),
         ({"method": "gradient"}, "takes gradients by tensor"),
         ({"gradients": {"w": np.ones(3)}}, "takes gradients by tensor"),

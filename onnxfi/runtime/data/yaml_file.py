@@ -23,6 +23,7 @@ _LONGEST_NUMBER = 100
 _TAG = "tag:yaml.org,2002:"
 _TEXTS = ("str", "timestamp", "value", "merge")
 _NUMBERS = ("int", "float", "bool", "null")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -134,6 +135,9 @@ def scalar(node: yaml.Node) -> str | int | float | bool | None:
     >>> scalar(yaml.compose("0x" + "f" * 5000))
     Traceback (most recent call last):
     ValueError: a number of 5,002 characters; at most 100 are read
+    >>> scalar(yaml.compose("1:30"))
+    Traceback (most recent call last):
+    ValueError: '1:30' is read as one number or another; write it in decimal, or in quotes
     """
     if not isinstance(node, yaml.ScalarNode):
         raise ValueError("a list or mapping where a plain value is expected")
@@ -145,6 +149,8 @@ def scalar(node: yaml.Node) -> str | int | float | bool | None:
         raise ValueError(f"the tag {node.tag[:60]!r} is not allowed; give a plain value")
     if len(text) > _LONGEST_NUMBER:
         raise ValueError(f"a number of {len(text):,} characters; at most {_LONGEST_NUMBER} are read")
+    if tag in ("int", "float") and (":" in text or _OCTAL.fullmatch(text)):  # 90 and 8 in YAML 1.1
+        raise ValueError(f"{text[:60]!r} is read as one number or another; write it in decimal, or in quotes")
     try:
         value: int | float | bool | None = yaml.constructor.SafeConstructor().construct_object(node)
     except (ValueError, LookupError, OverflowError, yaml.YAMLError):

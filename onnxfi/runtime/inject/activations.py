@@ -32,6 +32,7 @@ from onnxfi.graph.passes.fault_inputs import check_iteration, check_location
 from onnxfi.graph.passes.fault_operators import DOMAIN
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
 from onnxfi.graph.write.model_file import save_model
+from onnxfi.numbers import named_whole
 from onnxfi.runtime.data.sources import Data, data_of
 from onnxfi.runtime.engine.ports import Array, inputs_of, same_bytes, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations, open_session, run_first_samples
@@ -99,12 +100,11 @@ def prepare(
 
 def _wanted(own: int, opset: int | str, body: str) -> int:
     """Return the opset to use."""
-    if isinstance(opset, int):
+    if opset not in ("auto", "keep"):
+        opset = named_whole("opset", opset)
         if opset < own:
             raise InputError(f"--opset {opset} is below the model's own {own}; an opset is only raised")
         return opset
-    if opset not in ("auto", "keep"):
-        raise InputError(f"--opset {opset!r} is neither a number nor keep")
     if own == 0 or opset == "keep":
         return own
     if body == "native":

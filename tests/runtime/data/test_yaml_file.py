@@ -108,3 +108,11 @@ def test_a_scalar_is_read_from_a_node_alone() -> None:
     assert (scalar(key), scalar(value)) == ("seed", 5)
     with pytest.raises(ValueError, match="a list or mapping where a plain value is expected"):
         scalar(yaml.compose("[1]"))
+
+
+@pytest.mark.parametrize("text", ["1:30", "010", "-0_17", "1:30.5"])
+def test_a_number_that_other_readers_read_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"'{text}' is read as one number or another"):
+        parse_yaml(f"trials: {text}".encode(), "c.yaml", "campaign")
+    assert parse_yaml(f"name: '{text}'".encode(), "c.yaml", "campaign") == {"name": text}
+    assert parse_yaml(b"[0, 0.5, 00x, 0x10, 1_000]", "c.yaml", "campaign") == [0, 0.5, "00x", 16, 1000]
