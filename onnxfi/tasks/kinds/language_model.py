@@ -95,7 +95,7 @@ def _losses(golden: Answers, answers: Answers | AnswerPair) -> Losses:
     where, n = golden.once(scored), len(golden.values)
     found = -_positions(answers)[where.places, OWN].astype(np.float64)
     found[np.isnan(found)] = math.inf
-    tokens = np.bincount(where.samples, minlength=n).astype(np.float64)
+    tokens = np.bincount(where.samples, minlength=n)
     return Losses(tokens, np.bincount(where.samples, weights=found, minlength=n).astype(np.float64))
 
 
