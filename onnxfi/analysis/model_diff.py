@@ -77,6 +77,37 @@ class TensorDiff:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class FormatDiff:
+    """Distance of one tensor that the models store in two floating-point formats.
+
+    Attributes
+    ----------
+    target : Target
+        The tensor, as in the first model.
+    other : str
+        Its number format in the second model.
+    words : int
+        The numbers that differ.
+    largest, relative : float
+        The largest absolute difference and the relative L2 norm, as in `TensorDiff`.
+    """
+
+    target: Target
+    other: str
+    words: int
+    largest: float
+    relative: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the distance as plain values for JSON."""
+        return {
+            "target": self.target.id, "layer": self.target.layer, "dtypes": [self.target.word.name, self.other],
+            "elements": self.target.size, "words": self.words,
+            "largest": json_value(self.largest), "relative": json_value(self.relative),
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class ModelDiff:
     """Differences of two models.
@@ -87,8 +118,10 @@ class ModelDiff:
         The models.
     tensors : tuple of TensorDiff
         The tensors that differ, in the order of the first model.
+    formats : tuple of FormatDiff
+        The tensors that the models store in two floating-point formats, with how far their numbers lie apart.
     only_first, only_second : tuple of str
-        Tensors that only one model has, or has in another format or shape.
+        Tensors that only one model has, or has in another shape or in a format whose numbers mean something else.
     structure : bool
         True where graph, operators, attributes and names are the same.
     operators : mapping of str to tuple of int
@@ -111,6 +144,7 @@ class ModelDiff:
     first: Model
     second: Model
     tensors: tuple[TensorDiff, ...]
+    formats: tuple[FormatDiff, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     structure: bool
@@ -121,15 +155,16 @@ class ModelDiff:
         """Return the numbers of what differs."""
         words, alone = sum(one.words for one in self.tensors), len(self.only_first) + len(self.only_second)
         structure = "the same" if self.structure else "another"
+        formats = f"{len(self.formats):,} have two formats, " if self.formats else ""
         return (
-            f"<ModelDiff of {self.compared:,} tensors: {len(self.tensors):,} differ in {words:,} words, "
+            f"<ModelDiff of {self.compared:,} tensors: {len(self.tensors):,} differ in {words:,} words, {formats}"
             f"{alone:,} are in one model alone, structure {structure}>"
         )
 
     @property
     def same(self) -> bool:
         """True where no stored number differs, and the structure is the same."""
-        return not self.tensors and not self.only_first and not self.only_second and self.structure
+        return self.structure and not (self.tensors or self.formats or self.only_first or self.only_second)
 
     @cached_property
     def bits(self) -> int:
@@ -162,6 +197,11 @@ class ModelDiff:
         if self.only_first or self.only_second:
             name = (self.only_first or self.only_second)[0]
             raise InputError(f"the models have other tensors ({name!r}), so their difference is no list of faults")
+        for one in self.formats:
+            raise InputError(
+                f"{one.target.id!r} is {one.target.word.name} in one model and {one.other} in the other, so their "
+                f"difference is no list of faults"
+            )
         if not self.bits:
             raise InputError("no stored number differs, so there is no fault to list")
         if self.bits > MOST_FAULTS:
@@ -183,6 +223,7 @@ class ModelDiff:
             "first": self.first.name, "second": self.second.name, "same": self.same, "structure": self.structure,
             "compared": self.compared, "words": sum(one.words for one in self.tensors), "bits": self.bits,
             "tensors": [one.document() for one in self.tensors],
+            "formats": [one.document() for one in self.formats],
             "only_first": list(self.only_first), "only_second": list(self.only_second),
             "operators": {name: list(counts) for name, counts in self.operators.items()},
         }  # fmt: skip
@@ -213,14 +254,17 @@ def diff(first: ModelLike, second: ModelLike) -> ModelDiff:
     """
     one, other = load(first), load(second)
     theirs = {target.id: target for target in other.targets}
-    common = [t for t in one.targets if t.id in theirs and _alike(t, theirs[t.id])]
-    known = {target.id for target in common}
+    shared = [t for t in one.targets if t.id in theirs and t.shape == theirs[t.id].shape]
+    common = [t for t in shared if t.word == theirs[t.id].word]
+    converted = [t for t in shared if t.word != theirs[t.id].word and t.word.is_float and theirs[t.id].word.is_float]
+    known = {target.id for target in (*common, *converted)}
     compared = (_compare(one, other, target, theirs[target.id]) for target in common)
     counts = [Counter(node.op_type for node in _nodes(model)) for model in (one, other)]
     return ModelDiff(
         one,
         other,
         tuple(found for found in compared if found.words),
+        tuple(_compare_numbers(one, other, target, theirs[target.id]) for target in converted),
         tuple(target.id for target in one.targets if target.id not in known),
         tuple(target.id for target in other.targets if target.id not in known),
         structure_digest(one) == structure_digest(other),
@@ -239,38 +283,69 @@ def _nodes(model: Model) -> Iterator[onnx.NodeProto]:
         yield from all_nodes(nodes)
 
 
-def _alike(one: Target, other: Target) -> bool:
-    return (one.word, one.shape) == (other.word, other.shape)
+class _Distance:
+    """Distance of the numbers of a tensor in two models, gathered in chunks."""
+
+    def __init__(self) -> None:
+        self.largest = self._squares = self._norm = 0.0
+
+    def add(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
+        """Take a chunk of both tensors, which differs in these rows."""
+        with np.errstate(all="ignore"):
+            self._norm += float(np.square(ours).sum())
+            if len(rows):
+                gap = np.abs(ours[rows] - theirs[rows])
+                gap[np.isnan(gap)] = np.inf
+                self.largest = max(self.largest, float(gap.max()))
+                self._squares += float(np.square(gap).sum())
+
+    @property
+    def relative(self) -> float:
+        """The L2 norm of the difference over that of the first tensor."""
+        if not self._squares:
+            return 0.0
+        return float(np.sqrt(self._squares / self._norm)) if self._norm else np.inf
+
+
+def _chunks(target: Target) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, target.size, _CHUNK_WORDS):
+        yield np.arange(start, min(start + _CHUNK_WORDS, target.size))
+
+
+def _numbers(target: Target, words: Words) -> NDArray[np.float64]:
+    return target.word.values(words).astype(np.float64)
+
+
+def _compare_numbers(one: Model, other: Model, target: Target, again: Target) -> FormatDiff:
+    """Compare the numbers of a tensor that the models store in two formats."""
+    distance, words = _Distance(), 0
+    for index in _chunks(target):
+        with np.errstate(all="ignore"):
+            ours, theirs = _numbers(target, one.words(target, index)), _numbers(again, other.words(again, index))
+        rows = np.flatnonzero((ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs)))
+        distance.add(ours, theirs, rows)
+        words += len(rows)
+    return FormatDiff(target, again.word.name, words, distance.largest, distance.relative)
 
 
 def _compare(one: Model, other: Model, target: Target, again: Target) -> TensorDiff:
-    """Compare the words of a tensor in two models, in chunks."""
-    bits, words = target.word.bits, 0
+    """Compare the words of a tensor in two models."""
+    bits, words, distance = target.word.bits, 0, _Distance()
     by_bit, kept, positions = np.zeros(bits, np.int64), [], []
-    largest = squares = norm = 0.0
-    for start in range(0, target.size, _CHUNK_WORDS):
-        index = np.arange(start, min(start + _CHUNK_WORDS, target.size))
+    for index in _chunks(target):
         ours, theirs = one.words(target, index), other.words(again, index)
         changed = ours ^ theirs
         rows = np.flatnonzero(changed)
         with np.errstate(all="ignore"):
-            mine = target.word.values(ours).astype(np.float64)
-            norm += float(np.square(mine).sum())
-        if not len(rows):
-            continue
-        with np.errstate(all="ignore"):
-            gap = np.abs(mine[rows] - target.word.values(theirs[rows]).astype(np.float64))
-            gap[np.isnan(gap)] = np.inf
-            largest, squares = max(largest, float(gap.max())), squares + float(np.square(gap).sum())
-        for bit in range(bits):
+            distance.add(_numbers(target, ours), _numbers(again, theirs), rows)
+        for bit in range(bits) if len(rows) else ():
             by_bit[bit] += np.count_nonzero(changed[rows] >> np.uint64(bit) & np.uint64(1))
         if words < MOST_FAULTS:
             positions.append(index[rows][: MOST_FAULTS - words])
             kept.append(changed[rows][: MOST_FAULTS - words])
         words += len(rows)
-    relative = 0.0 if not squares else np.sqrt(squares / norm) if norm else np.inf
     return TensorDiff(
-        target, words, tuple(by_bit.tolist()), largest, float(relative),
+        target, words, tuple(by_bit.tolist()), distance.largest, distance.relative,
         np.concatenate(positions) if positions else np.zeros(0, np.int64),
         np.concatenate(kept) if kept else np.zeros(0, np.uint64),
     )  # fmt: skip

@@ -70,10 +70,28 @@ def test_the_list_is_replayed(here: Path) -> None:
 
 
 def test_two_builds_are_compared_by_tensors_and_operators() -> None:
+    found = diff(CNN, MODELS / "fashion_cnn_int8_qdq.onnx")
+    assert not found.same and not found.structure and found.operators["Relu"] == (3, 0)
+    assert "fc1.weight" in found.only_first and "fc1.weight_quantized" in found.only_second
+    with pytest.raises(InputError, match=r"the models have other tensors .*, so their difference is no list of faults"):
+        found.faults()
+
+
+def test_formats_are_compared_by_their_numbers() -> None:
     found = diff(CNN, MODELS / "fashion_cnn_fp16.onnx")
     assert not found.same and not found.structure and found.operators["Cast"] == (0, 2)
-    assert "fc1.weight" in found.only_first and "fc1.weight" in found.only_second
-    with pytest.raises(InputError, match=r"the models have other tensors .*, so their difference is no list of faults"):
+    assert not found.only_first and not found.only_second
+    (one,) = (one for one in found.formats if one.target.id == "fc1.weight")
+    ours, theirs = (
+        numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == "fc1.weight"))
+        for path in (CNN, MODELS / "fashion_cnn_fp16.onnx")
+    )
+    gap = ours.astype(np.float64) - theirs.astype(np.float64)
+    assert one.other == "float16" and one.words == np.count_nonzero(gap)
+    assert one.largest == pytest.approx(float(np.abs(gap).max()))
+    assert one.relative == pytest.approx(float(np.linalg.norm(gap) / np.linalg.norm(ours.astype(np.float64))))
+    assert found.document()["formats"][0]["dtypes"] == ["float32", "float16"]
+    with pytest.raises(InputError, match=r"is float32 in one model and float16 in the other"):
         found.faults()
 
 
