@@ -95,7 +95,9 @@ def command(
         base = propose.base_budget(model, budget, fields, force=force, allow_code=allow_code)
         written = propose.write_budget(model, base, budget, store=out, workers=n_workers)
         checked, notes = written.checked, [f"wrote {budget}"]
-        notes += [f"left out, as it would allow everything: {limit}" for limit in written.left_out]
+        notes += [
+            f"left out, as it would allow everything: {limit.bound} of {limit.what}" for limit in written.left_out
+        ]
     else:
         arguments = load_budget(budget, allow_code=allow_code, instead=fields)
         wanted = arguments.with_fields(fields, time_s=flags["time_s"])

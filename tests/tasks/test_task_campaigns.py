@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper, parser
 from tiny_campaigns import HEAD, chance, ran
 
-from onnxfi.campaign.gate.budget import Budget, Limit
+from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import check
+from onnxfi.campaign.gate.write_budget import write_budget
 from onnxfi.campaign.report.html_page import page
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.spec.campaign import Campaign
@@ -123,6 +124,11 @@ def test_a_budget_limits_the_metric_of_a_task(case: Case, here: Path) -> None:
         else Limit(case.metric, max=1),
     )
     assert check(fields["model"], Budget(sweep, limits), workers=0).verdict == "pass"
+    more = Budget(sweep.with_fields(repeat=60))
+    assert {"pass"} == {
+        write_budget(fields["model"], more, "b.yaml").checked.verdict,
+        check(fields["model"], load_budget("b.yaml"), workers=0).verdict,
+    }
 
 
 def test_a_figure_of_labelled_data_does_not_say_that_there_are_no_labels(here: Path) -> None:

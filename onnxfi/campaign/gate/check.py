@@ -239,6 +239,8 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
     for limit in limits:
         if why := missing(limit.rate, task, labelled=_labelled(task, golden["metrics"])):
             raise InputError(f"{limit}: {why}")
+        if not task.metric(limit.rate).measured_in(golden["metrics"]):
+            raise InputError(f"{limit}: these labels and samples do not define it; leave it out, or take other data")
         if limit.layer is None:
             found.append(limit)
             continue
@@ -253,7 +255,8 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
 
 def _labelled(task: Task, metrics: Mapping[str, Any]) -> bool:
     """Return true if the golden run has metrics that compare with labels, or the task has none."""
-    return all(m.name in metrics for m in task.metrics if m.needs_labels)
+    needing = [m.name for m in task.metrics if m.needs_labels]
+    return not needing or any(name in metrics for name in needing)
 
 
 def joint(limits: Sequence[Limit], confidence: float) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget, print_budget
@@ -18,8 +20,8 @@ from onnxfi.errors import InputError, OutputError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
-from onnxfi.statistics.intervals import Interval, clopper_pearson
-from onnxfi.tasks.task import OUTCOMES
+from onnxfi.statistics.intervals import clopper_pearson
+from onnxfi.tasks.task import COMMON, OUTCOMES, Metric
 
 #: Arms of today's interval between the measured value and its limit: one for today's sample, one for tomorrow's, and
 #: one since tomorrow's interval has to lie wholly on the good side.
@@ -29,6 +31,10 @@ _SAMPLES = 200
 #: Faults that a trial of the default sweep has at most; at least a tenth of it.
 _FAULTS = 100
 _MOST_BER = 0.01
+#: Room of a golden value that is no share of samples, of which no interval over samples is known.
+_GOLDEN_ROOM = 0.1
+#: The highest confidence that an interval is computed for, short of 1 by a few steps of a float.
+_SUREST = 1 - 1e-15
 
 
 @dataclass(frozen=True)
@@ -92,69 +98,112 @@ def write_budget(
                 f"{now.planned - now.trials:,} of {now.planned:,} trials have no outcome, as the harness failed on "
                 f"them; no budget is written (with -o STORE, onnxfi show says more)"
             )
-        kept = [_moved(limit, _bound(limit, here, now)) for limit, here in limits]
-        budget, left_out = _sayings(base, kept, now.trials)
+        medians = any(now.task.metric(limit.rate).fold == "median" for limit in wanted)
+        wide = Measured.of_store(file, _three_arms(each)) if medians else now
+        found = [(limit, _bound(limit, here, now, wide)) for limit, here in limits]
+        budget, left_out = _sayings(base, found, now)
         checked = judged(str(model), budget.confidence, applied(budget.limits, file), now, None, stopped=False)
     with atomic_files([Path(path)]) as (stream,):
         stream.write(print_budget(budget).encode())
     return Proposed(budget, checked, left_out)
 
 
-def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget, tuple[Limit, ...]]:
+def _sayings(base: Budget, found: Sequence[tuple[Limit, float]], now: Measured) -> tuple[Budget, tuple[Limit, ...]]:
     """Return the budget with the limits that say something, and those that would allow everything."""
-    idle = tuple(limit for limit in limits if not limit.needs_baseline and limit.value == _loosest(limit))
-    kept = tuple(limit for limit in limits if limit not in idle)
+    kept: list[Limit] = []
+    idle: list[Limit] = []
+    for limit, value in found:
+        if limit.needs_baseline:
+            kept.append(limit)
+            continue
+        endless = math.isinf(value)
+        if endless and base.limits:
+            why = "too many trials deviate infinitely; take another rate, and some 70 trials or more for a median"
+            why = "it is infinite; leave this limit out" if limit.golden else why
+            raise InputError(f"no finite bound for {limit.what}: {why}")
+        bound: dict[str, Any] = {} if endless else {limit.bound: value}
+        moved = replace(limit, **bound)
+        loosest = now.task.metric(limit.rate).bounds[limit.bound == "max"]
+        (idle if endless or value == loosest else kept).append(moved)
     if not kept:
         raise InputError(
-            f"no limit would say anything: with {trials:,} trials every interval reaches from end to end; take more "
-            f"(repeat or trials in the budget's campaign)"
+            f"no limit would say anything: with {now.trials:,} trials every interval reaches from end to end; take "
+            f"more (repeat or trials in the budget's campaign), or another rate"
         )
-    return replace(base, limits=kept), idle
+    return replace(base, limits=tuple(kept)), tuple(idle)
 
 
-def _moved(limit: Limit, value: float) -> Limit:
-    """Return the limit at another value; one on a change stays."""
-    if limit.needs_baseline:
-        return limit
-    return replace(limit, min=value) if limit.bound == "min" else replace(limit, max=value)
+def _three_arms(confidence: float) -> float:
+    """Return the confidence of a normal interval that has three arms of one with this confidence, below 1 for floats.
+
+    >>> round(_three_arms(0.5), 3), _three_arms(0.99) < 1
+    (0.957, True)
+    """
+    normal = NormalDist()
+    return min(2 * normal.cdf(ARMS * normal.inv_cdf((1 + confidence) / 2)) - 1, _SUREST)
 
 
-def _bound(limit: Limit, here: Sequence[Limit], now: Measured) -> float:
+def _bound(limit: Limit, here: Sequence[Limit], now: Measured, wide: Measured) -> float:
     """Return the value of a limit: the worst of those that the layers which it matches would get."""
-    least = limit.bound == "min"
-    found = [_room(one, value_of(one, now), now.samples, least) for one in here]
-    worst = min(found) if least else max(found)
-    if math.isinf(worst):
-        raise InputError(f"no finite bound for {limit.what}: some trials deviate infinitely; take another rate")
-    low, high = now.task.metric(limit.rate).bounds
-    return max(low, math.floor(worst * 1e4) / 1e4) if least else min(high, math.ceil(worst * 1e4) / 1e4)
+    least, metric = limit.bound == "min", now.task.metric(limit.rate)
+    found = [_golden_room(metric, now, least) if one.golden else _room(one, metric, now, wide, least) for one in here]
+    worst, (low, high) = min(found) if least else max(found), metric.bounds
+    rounded = _outwards(metric, worst, ROUND_FLOOR if least else ROUND_CEILING)
+    return max(low, rounded) if least else min(high, rounded)
 
 
-def _loosest(limit: Limit) -> float:
-    """Return the value of the bound that allows everything."""
-    return limit.metric.bounds[1 if limit.bound == "max" else 0]
+def _outwards(metric: Metric, value: float, rounding: str) -> float:
+    """Return a value rounded outwards: a share to four digits behind the point, other numbers to four digits."""
+    if not value or math.isinf(value):
+        return value
+    exact = Decimal(repr(float(value)))
+    return float(exact.quantize(Decimal(1).scaleb(-4 if metric.share else exact.adjusted() - 3), rounding))
 
 
-def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
-    """Return the value and three arms of its interval; of the golden run an end of the one over samples."""
+def _room(limit: Limit, metric: Metric, now: Measured, wide: Measured, least: bool) -> float:
+    """Return the value under faults and three arms of its interval; arms of a median are counted in trials."""
+    value = value_of(limit, wide if metric.fold == "median" else now)
     if math.isnan(value.estimate):
-        return limit.metric.bounds[0 if least else 1]
-    if limit.golden:
-        ends = clopper_pearson(round(value.estimate * samples), samples)
+        return metric.bounds[0 if least else 1]
+    end = value.low if least else value.high
+    return end if metric.fold == "median" else value.estimate + ARMS * (end - value.estimate)
+
+
+def _golden_room(metric: Metric, now: Measured, least: bool) -> float:
+    """Return the golden value with room: of a share an end of the interval over samples, else a tenth of the value."""
+    value = float(now.golden.get(metric.name, math.nan))
+    if math.isnan(value):
+        return metric.bounds[0 if least else 1]
+    if math.isinf(value):
+        return value
+    if metric.share and metric.fold == "mean":
+        ends = clopper_pearson(round(value * now.samples), now.samples)
         return ends.low if least else ends.high
-    return value.estimate + ARMS * ((value.low if least else value.high) - value.estimate)
+    return value + (-1 if least else 1) * _GOLDEN_ROOM * abs(value)
 
 
 def usual(measured: Measured) -> tuple[Limit, ...]:
-    """Return the default limits of a model, without values."""
+    """Return the default limits of a model, without values that mean anything.
+
+    These are the metric by which versions of a model are compared, golden and under faults; and what faults alone do.
+    """
     task, bers = measured.task, measured.identity.get("ber") or [None]
-    names = [(task.headline, "max"), (OUTCOMES[2], "max")]
-    found: list[Limit] = []
-    if task.accuracy is not None and task.accuracy.name in measured.golden:
-        found.append(Limit(task.accuracy.name, golden=True, min=0.0))
-        names.insert(0, (task.accuracy.name, "min"))
-    return (*found, *(_open(name, bound, ber) for ber in bers for name, bound in names))
+    compared = tuple(name for name in task.compared[:1] if task.metric(name).measured_in(measured.golden))
+    own = (metric.name for metric in task.metrics if metric not in COMMON)
+    right = map(task.metric, (*compared, *task.golden_names, *own))
+    golden = next((m for m in right if m.golden and _finite(measured.golden.get(m.name, math.nan))), None)
+    found = [] if golden is None else [_open(golden, golden=True)]
+    names = dict.fromkeys((*compared, task.headline, OUTCOMES[2]))
+    return (*found, *(_open(task.metric(name), ber=ber) for ber in bers for name in names))
 
 
-def _open(rate: str, bound: str, ber: float | None) -> Limit:
-    return Limit(rate, ber=ber, min=0.0) if bound == "min" else Limit(rate, ber=ber, max=1.0)
+def _finite(value: Any) -> bool:
+    return math.isfinite(float(value))
+
+
+def _open(metric: Metric, **where: Any) -> Limit:
+    """Return a limit on the bad side of a metric, at its end where that is finite."""
+    low, high = metric.bounds
+    if metric.better == "higher":
+        return Limit(metric.name, min=low if _finite(low) else min(0.0, high), **where)
+    return Limit(metric.name, max=high if _finite(high) else max(0.0, low), **where)
