@@ -178,6 +178,9 @@ class FaultTargets:
         kept = [t for t in stored if selector.selects(t)] + [self._timed(a, scope) for a in chosen]
         check_disjoint(kept)
         if not kept:
+            for a in self.beyond if not candidates else ():
+                if a.default:
+                    raise SelectorError(f"no output of a layer is left: {_why_beyond(a)}")
             selector.space([*stored, *(a.target for a in candidates)], event)  # says what matches nothing
             raise SelectorError(
                 "the selectors leave no activation; the outputs of layers are taken unless --include names "
@@ -233,12 +236,9 @@ class FaultTargets:
         except SelectorError:
             if "weights" in scope.target:  # the selection may be meant for those
                 return ()
-            for a in self.beyond if selector.include else ():
+            for a in self.beyond if selector.include or selector.op else ():
                 if selector.selects(replace(a.target, structural=False)):
-                    why = a.unsupported_reason or "its shape on this data is not known, or not one"
-                    raise SelectorError(
-                        f"{a.target.id!r} ({shape_text(a.dims)}) cannot be injected into: {why}"
-                    ) from None
+                    raise SelectorError(_why_beyond(a)) from None
             raise
 
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
@@ -306,6 +306,14 @@ class FaultTargets:
 def _rows(model: Model, data: Data | None) -> tuple[Activation, ...]:
     """Return the activations; the data says which inputs hold samples."""
     return activations(model, None if data is None else data.layout)
+
+
+def _why_beyond(a: Activation) -> str:
+    """Say why no fault can be injected into an activation."""
+    unknown = "its shape on this data is not known, or not one"
+    if a.path and not a.unsupported_reason:
+        unknown += " (of tensors in branches and loops only the shapes that inference finds are)"
+    return f"{a.target.id!r} ({shape_text(a.dims)}) cannot be injected into: {a.unsupported_reason or unknown}"
 
 
 def _place(a: Activation) -> tuple[int, ...]:

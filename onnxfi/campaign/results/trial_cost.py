@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import InputError
@@ -36,4 +39,19 @@ def recorded(store: str | Path, digest: str, confidence: float = 0.99) -> Cost:
         times = opened.times()
         if len(times) < 2:
             raise InputError(f"too few results in {store} ({len(times)}) for the time of a trial; run 2 trials or more")
-        return Cost(str(store), len(times), opened.get("golden")["samples"], t_interval(times, confidence))
+        if len(set(times)) < 2:
+            raise InputError(f"all {len(times)} trials in {store} ran together and share one time; run more trials")
+        return Cost(str(store), len(times), opened.get("golden")["samples"], mean_time(times, confidence))
+
+
+def mean_time(times: Sequence[float], confidence: float) -> Interval:
+    """Return the interval of the mean time of a trial, in seconds.
+
+    Trials that ran together share their time equally: those of one time are one draw, of the weight of its trials.
+
+    >>> mean_time([1.0, 1.0, 3.0, 3.0], 0.9) == mean_time([1.0, 3.0], 0.9)
+    True
+    """
+    each, trials = np.unique(np.asarray(times), return_counts=True)
+    mean = float(np.mean(times))
+    return t_interval(mean + len(each) / len(times) * trials * (each - mean), confidence)

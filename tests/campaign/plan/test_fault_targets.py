@@ -13,6 +13,7 @@ from tiny_campaigns import save
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, make_plan
+from onnxfi.campaign.run.runner import plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SelectorError
 from onnxfi.graph.model.loading import load
@@ -54,3 +55,18 @@ def test_a_model_without_weights_has_no_plan(here: Path) -> None:
     save(here, "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
     with pytest.raises(SelectorError, match="no tensor that faults can be injected into"):
         planned("g.onnx", ber=(1e-3,))
+
+
+@pytest.mark.parametrize("fields", [{"op": ("Relu",)}, {"include": ("then",)}, {}])
+def test_activations_in_a_branch_that_take_no_faults_are_named(here: Path, fields: dict[str, Any]) -> None:
+    relu, none = "then_branch = g1 () => (r) { r = Relu(u) }", "else_branch = g2 () => (i) { i = Identity(u) }"
+    save(
+        here,
+        "g (float[N,4] x) => (float y) <bool t = {1}, float w = {2}> "
+        f"{{ n = NonZero(x) c = Cast <to = 1> (n) u = Mul(c, w) y = If (t) <{relu}, {none}> }}",
+        "b.onnx",
+    )
+    np.savez("d.npz", x=np.ones((2, 4), np.float32))
+    made = Campaign("b.onnx", data="d.npz", target=("activations",), single=True, trials=2, **fields)
+    with pytest.raises(SelectorError, match=r"::r' .* cannot be injected into: the graph selects rows there"):
+        plan(made)

@@ -1,4 +1,4 @@
-"""The time of a trial: the mean of the recorded times with scipy's interval, of the same model alone."""
+"""The time of a trial: the mean of the recorded times with its interval, of the same model alone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ from scipy import stats
 from tiny_campaigns import campaign, mlp, ran
 
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.results.trial_cost import recorded
+from onnxfi.campaign.results.trial_cost import mean_time, recorded
 from onnxfi.errors import InputError
 from onnxfi.graph.model.loading import load
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.99])
-def test_the_interval_is_that_of_the_recorded_times(here: Path, confidence: float) -> None:
-    ran(campaign(trials=12), here / "s.db")
-    found = recorded(here / "s.db", load("m.onnx").digest, confidence)
+def test_the_interval_is_scipys_over_what_ran_by_itself(confidence: float) -> None:
+    alone = np.random.default_rng(1).gamma(4, size=20)
+    low, high = stats.t.interval(confidence, 19, alone.mean(), stats.sem(alone))
+    for times in (alone, np.repeat(alone, 8)):
+        found = mean_time(times.tolist(), confidence)
+        assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_times_of_trials_that_shared_more_weigh_more() -> None:
+    found = mean_time([1.0] * 9 + [2.0], 0.9)
+    assert found.low < 1.1 < found.high
+
+
+def test_a_store_gives_the_mean_of_its_times(here: Path) -> None:
+    ran(campaign(trials=12, route="full"), here / "s.db")
+    found = recorded(here / "s.db", load("m.onnx").digest)
     with Store.open(here / "s.db") as store:
-        times = np.array(store.times())
-    low, high = stats.t.interval(confidence, len(times) - 1, times.mean(), stats.sem(times))
-    assert (found.trials, found.samples) == (len(times), 12)
-    assert (found.seconds.low, found.seconds.high) == pytest.approx((max(low, 0.0), high))
+        mean = np.mean(store.times())
+    assert (found.trials, found.samples) == (12, 12) and found.seconds.low < mean < found.seconds.high
     assert found.row() == {
         "store": str(here / "s.db"), "trials": 12, "samples": 12,
         "low_s": found.seconds.low, "high_s": found.seconds.high,

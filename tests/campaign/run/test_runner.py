@@ -328,7 +328,7 @@ def test_what_cannot_be_run_makes_no_store(here: Path, fields: dict[str, Any], m
 @pytest.mark.parametrize(
     ("fields", "limits", "message"),
     [
-        ({"task": "segmentation"}, {}, "no output can hold masks"),
+        ({"task": "segmentation"}, {}, "no output is sure to hold masks"),
         ({"labels": "other.npy"}, {}, "label"),
         ({}, {"timeout_s": 1e-6, "workers": 1}, "less than the golden run takes"),
         ({"include": "far", "model": "g.onnx", "output": "y"}, {}, "no canary was seen"),
