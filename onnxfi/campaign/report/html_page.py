@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -56,6 +57,10 @@ LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 _MOST_HARMFUL, _MOST_TITLES, _PAINTS = 20, 3, 7
 #: Layers from which on their column scrolls by itself, beside what is chosen.
 _MANY = 20
+
+
+#: An option of the command line in a text, with a number behind it.
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]{0,30}(?: [\d,]{1,12}(?![\w.:-]))?")
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def page(
     style, body = _part("page.css"), _part("page.html")
     scripts = [_part(f"libraries/{name}") for name in LIBRARIES] + [_part("page.js")]
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
+    frame.filters |= {"value": _value, "plain": _plain, "prose": _prose, "image": _image}
     labels, shown = (head and head.labels) or report_labels(found), _main_columns(found[0].task)
     beside = len(found) > 1 and head is None
     rows = differences(found) if beside else []
@@ -210,6 +215,17 @@ def _digest(text: str) -> str:
 
 def _image(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(figure.bytes("svg")).decode()
+
+
+def _plain(text: object) -> str:
+    return plain(str(text), 1 << 20)
+
+
+def _prose(text: object) -> str:
+    """Return a line of text as markup in which an option and its number stay on one line."""
+    from markupsafe import Markup, escape
+
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(_plain(text)))))
 
 
 def _value(metric: Metric, value: float | None) -> str:
