@@ -41,6 +41,8 @@ class Case(NamedTuple):
     metric: str
     task: str = "auto"
     samples: int | None = None
+    #: Samples in the trials of the layers, which are many.
+    layer_samples: int | None = None
     rates: tuple[float, ...] = (1e-7, 1e-6, 1e-5)
     #: The weights whose layers are compared, and the bit of them that is flipped.
     weights: Mapping[str, Any] = MappingProxyType({"op": (PRODUCTS,), "role": ("weight",), "bits": "30"})
@@ -49,6 +51,7 @@ class Case(NamedTuple):
 CASES = (
     Case(
         "ocr", "Reading lines (PP-OCR)", "pages", ("detector", "recogniser"), "exact", task="sequence", samples=4,
+        layer_samples=1,
     ),
     Case(
         "faces", "Finding faces (MTCNN)", "views", ("propose", "refine", "decide"), "ap50",
@@ -67,8 +70,8 @@ def report_of(case: Case, stage: str, name: str, design: Mapping[str, Any], fold
     """Run a campaign on a stage, or what is left of it, and return its report."""
     module = f"examples.pipelines.{case.name}"
     campaign = onnxfi.Campaign(
-        f"{module}:pipeline", f"{module}:{case.data}", stage=stage, task=case.task, samples=case.samples,
-        provider="cpu", **design,
+        f"{module}:pipeline", f"{module}:{case.data}", stage=stage, task=case.task, provider="cpu",
+        **{"samples": case.samples, **design},
     )  # fmt: skip
     store = folder / f"{case.name}.{stage}.{name}.db"
     for _ in run(campaign, store, workers=workers):
@@ -97,7 +100,8 @@ def sweep_table(case: Case, repeat: int, folder: Path, workers: int) -> Iterator
 
 def layer_table(case: Case, folder: Path, workers: int) -> Iterator[str]:
     """Yield the lines of the table of layers in Markdown."""
-    design = {"single": True, "per": "layer", "margin": MARGIN, **case.weights}
+    samples = case.layer_samples or case.samples
+    design = {"single": True, "per": "layer", "margin": MARGIN, "samples": samples, **case.weights}
     for stage in case.stages:
         found = report_of(case, stage, "layers", design, folder, workers)
         name = found.task.metric(found.task.headline).name
