@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +31,8 @@ _TRIES = 3
 class Check(Protocol):
     """Asks for canaries, perhaps elsewhere, where they could hang or kill this process."""
 
-    def shows(self, target: Target) -> bool:
-        """Return whether a canary in a target is seen; RouteError if a shorter route does not show it."""
+    def shows(self, target: Target, batches: int) -> bool:
+        """Return whether a canary in a target is seen in the first batches; RouteError if a shorter route hides it."""
         ...
 
     def route(self, target: Target) -> Route:
@@ -45,8 +46,8 @@ class _Here:
 
     executor: TrialExecutor
 
-    def shows(self, target: Target) -> bool:
-        return notices(self.executor, target)
+    def shows(self, target: Target, batches: int) -> bool:
+        return notices(self.executor, target, batches)
 
     def route(self, target: Target) -> Route:
         return route_of_target(self.executor, target)
@@ -54,6 +55,9 @@ class _Here:
 
 def prove(executor: TrialExecutor, targets: Sequence[Target], check: Check | None = None) -> dict[str, Any]:
     """Inject a canary into one target after the other until a change is seen, by each kind of route that there is.
+
+    The answers of the first batch may be such that no fault changes them, as in an image without a detection: where no
+    target shows a canary there, twice as many batches run, and so on, up to all of them.
 
     Parameters
     ----------
@@ -70,27 +74,36 @@ def prove(executor: TrialExecutor, targets: Sequence[Target], check: Check | Non
     NoCanaryError
         If no canary is seen.
     """
-    seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
     check = check or _Here(executor)
-    for target in sorted(targets, key=lambda target: -target.size):
+    order = sorted(targets, key=lambda target: -target.size)
+    batches, every = 1, -(-executor.opened.data.samples // executor.opened.size)
+    while (found := _seen(check, order, batches))["seen"] is None and batches < every:
+        batches = min(2 * batches, every)
+    if found["seen"] is not None:
+        return found
+    output, unseen = executor.opened.output, found["unseen"]
+    raise NoCanaryError(
+        f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
+        f"{f'output {output!r}' if output else 'the outputs'}, so faults there cannot either; "
+        f"select other targets, or score another --output{_ran_with(executor)}"
+    )
+
+
+def _seen(check: Check, targets: Sequence[Target], batches: int) -> dict[str, Any]:
+    """Return where a canary is seen in the first batches, by each kind of route, and where it is not."""
+    seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
+    for target in targets:
         # To know the route opens the segments: the whole model comes first, so that it is open once.
         route = None if seen is None else check.route(target)
         if route is not None:
             if route is Route.FULL or route in routes or tries[route] == _TRIES:
                 continue
             tries[route] += 1
-        if check.shows(target):
+        if check.shows(target, batches):
             seen, routes = seen or target.id, {**routes, route or check.route(target): target.id}
         elif seen is None:
             unseen.append(target.id)
-    if seen is not None:
-        return {"seen": seen, "unseen": unseen, "routes": routes}
-    output = executor.opened.output
-    raise NoCanaryError(
-        f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
-        f"{f'output {output!r}' if output else 'the outputs'}, so faults there cannot either; "
-        f"select other targets, or score another --output{_ran_with(executor)}"
-    )
+    return {"seen": seen, "unseen": unseen, "routes": routes}
 
 
 def _ran_with(executor: TrialExecutor) -> str:
@@ -100,41 +113,42 @@ def _ran_with(executor: TrialExecutor) -> str:
     return f"; {ran}: {same_bits_remedy(fixed)}" if fixed else ""
 
 
-def notices(executor: TrialExecutor, target: Target) -> bool:
-    """Return whether a canary changes an answer; RouteError if a shorter route does not show it.
+def notices(executor: TrialExecutor, target: Target, batches: int = 1) -> bool:
+    """Return whether a canary changes an answer in the first batches; RouteError if a shorter route does not show it.
 
     Where the segments are open, the whole model is asked only about what they do not show.
     """
     first = executor.is_segmented and executor.shorter(_canary(executor, target)) is not None
-    if first and shown(executor, target):
+    if first and shown(executor, target, batches):
         return True
-    seen = changes_answer(executor, target)
-    return held(executor, target, seen, seen and (first or not shown(executor, target)))
+    seen = changes_answer(executor, target, batches)
+    return held(executor, target, seen, seen and (first or not shown(executor, target, batches)))
 
 
-def changes_answer(executor: TrialExecutor, target: Target) -> bool:
-    """Return whether a canary changes an answer of the whole model."""
+def changes_answer(executor: TrialExecutor, target: Target, batches: int = 1) -> bool:
+    """Return whether a canary changes an answer of the whole model in the first batches."""
     canary, opened = _canary(executor, target), executor.opened
     try:
         if target.is_activation:
-            own, faulty = executor.longest(canary, batches=1)
+            own, faulty = executor.longest(canary, batches=batches)
             return not same_runs(faulty, own[: len(faulty)])
-        golden = executor.golden_runs.first_batch()
-        return not same_runs(opened.run(opened.faulty_session(canary.faults), batches=1), golden)
+        golden = executor.golden_runs.first_batches(batches)
+        return not same_runs(opened.run(opened.faulty_session(canary.faults), batches=batches), golden)
     except (EngineError, MemoryError) as error:
         cause_of(error)
         return True
 
 
-def shown(executor: TrialExecutor, target: Target) -> bool:
-    """Return whether the shorter route of a target, where it has one, shows a canary there."""
+def shown(executor: TrialExecutor, target: Target, batches: int = 1) -> bool:
+    """Return whether the shorter route of a target, where it has one, shows a canary there in the first batches."""
     canary = _canary(executor, target)
     found = executor.shorter(canary)
     if found is None:
         return True
     reexecution, faults = found
     try:
-        return not same_outputs(reexecution.outputs(0, faults), reexecution.outputs(0))
+        some = islice(reexecution.golden.batches(), batches)
+        return any(not same_outputs(reexecution.outputs(k, faults), reexecution.outputs(k)) for k, _ in some)
     except (EngineError, MemoryError) as error:
         cause_of(error)
         return True

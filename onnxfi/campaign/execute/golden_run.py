@@ -33,7 +33,7 @@ class GoldenRuns:
     def __init__(self, opened: OpenCampaign, session: Session | None = None) -> None:
         self.opened = opened
         self._session = session
-        self._first_batch: tuple[Outputs, ...] | None = None
+        self._known: tuple[Outputs, ...] = ()
 
     def run(self, kept: tuple[Outputs, ...] | None = None, *, again: bool = True) -> tuple[GoldenRun, float]:
         """Return the golden run, and the seconds that one run takes with all that a trial needs.
@@ -81,15 +81,15 @@ class GoldenRuns:
         self.opened.begin()
         return self._kept(self.opened.golden(self._run(self.opened.session())))
 
-    def first_batch(self) -> tuple[Outputs, ...]:
-        """Return the golden outputs of the first batch."""
-        if self._first_batch is None:
-            self._first_batch = self.opened.run(self.opened.session(), batches=1)
-        return self._first_batch
+    def first_batches(self, batches: int = 1) -> tuple[Outputs, ...]:
+        """Return the golden outputs of the first batches."""
+        if len(self._known) < batches:
+            self._known = self.opened.run(self.opened.session(), batches=batches)
+        return self._known[:batches]
 
     def keep(self, golden: GoldenRun) -> None:
-        """Keep the outputs of the first batch of a golden run."""
-        self._first_batch = golden.run[:1]
+        """Keep the outputs of a golden run."""
+        self._known = golden.run
 
     def _kept(self, golden: GoldenRun) -> GoldenRun:
         self.keep(golden)
@@ -98,8 +98,8 @@ class GoldenRuns:
     def check_steady(self) -> None:
         """Run the first batch once more in the session of the golden run, and close it; CampaignError if it differs."""
         session, self._session = self._session, None
-        if session is not None and self._first_batch is not None:
-            self._check_steady(session, self._first_batch)
+        if session is not None and self._known:
+            self._check_steady(session, self._known[:1])
 
     def _of_file(self, *, keep: bool = False) -> tuple[Outputs, ...]:
         """Return the outputs of the model's own file; the session is kept for `check_steady`, or it is checked now."""

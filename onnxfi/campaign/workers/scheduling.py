@@ -86,11 +86,11 @@ def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: T
     return _LANES if shared else 1
 
 
-def _survives(setup: WorkerSetup, target: Target) -> bool:
+def _survives(setup: WorkerSetup, target: Target, batches: int) -> bool:
     """Return True if a worker of its own, which the canary may hang or kill, sees the canary."""
     pool = _ready(setup, ProcessPool)
     try:
-        return pool.submit(THIS_WORKER.notices, setup, target.id).result()
+        return pool.submit(THIS_WORKER.notices, setup, target.id, batches).result()
     except BrokenExecutor:
         return True
     finally:
@@ -116,22 +116,22 @@ class CanaryCheck:
     #: The routes of all targets, as a worker finds them that has opened the segments anyway.
     _routes: list[Future[dict[str, Route]]] = field(default_factory=list)
 
-    def shows(self, target: Target) -> bool:
-        """Return whether a canary in a target is seen; RouteError if a shorter route does not show it."""
+    def shows(self, target: Target, batches: int) -> bool:
+        """Return whether a canary in a target is seen in the first batches; RouteError if a shorter route hides it."""
         executor, setup, pool = self.executor, self.setup, self.pool
         if setup is not None and canary.may_hang(executor, target):
-            return _survives(setup, target)
+            return _survives(setup, target, batches)
         if setup is not None and pool is not None:
             with suppress(BrokenExecutor):
                 if self._moved:
-                    return pool.submit(THIS_WORKER.notices, setup, target.id).result()
-                answer = self._shown(setup, pool, target) if self.beside else None
-                seen = canary.changes_answer(executor, target)
+                    return pool.submit(THIS_WORKER.notices, setup, target.id, batches).result()
+                answer = self._shown(setup, pool, target, batches) if self.beside else None
+                seen = canary.changes_answer(executor, target, batches)
                 executor.close()
                 if answer is None and seen:
-                    answer = self._shown(setup, pool, target)
+                    answer = self._shown(setup, pool, target, batches)
                 return canary.held(executor, target, seen, seen and answer is not None and not answer.result())
-        return canary.notices(executor, target)
+        return canary.notices(executor, target, batches)
 
     def route(self, target: Target) -> Route:
         """Return the kind of route of faults in a target."""
@@ -142,8 +142,8 @@ class CanaryCheck:
                 return self._routes[0].result()[target.id]
         return canary.route_of_target(self.executor, target)
 
-    def _shown(self, setup: WorkerSetup, pool: Executor, target: Target) -> Future[bool]:
-        answer = pool.submit(THIS_WORKER.shown, setup, target.id)
+    def _shown(self, setup: WorkerSetup, pool: Executor, target: Target, batches: int) -> Future[bool]:
+        answer = pool.submit(THIS_WORKER.shown, setup, target.id, batches)
         self._ask_routes(setup, pool)  # before it gets trials
         self.go()
         return answer

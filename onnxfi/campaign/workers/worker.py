@@ -202,15 +202,15 @@ class Worker:
                         found.append(_one(executor, golden, header, task))
         return found
 
-    def notices(self, setup: WorkerSetup, target: str) -> bool:
+    def notices(self, setup: WorkerSetup, target: str, batches: int) -> bool:
         """Return True if the worker sees a canary in a target within the time limit of a trial."""
         with self._held(setup) as (executor, _, _), self._watched(setup):
-            return canary.notices(executor, _target(executor, target))
+            return canary.notices(executor, _target(executor, target), batches)
 
-    def shown(self, setup: WorkerSetup, target: str) -> bool:
+    def shown(self, setup: WorkerSetup, target: str, batches: int) -> bool:
         """Return True if the shorter route of a target shows a canary in the worker."""
         with self._held(setup) as (executor, _, _):
-            return canary.shown(executor, _target(executor, target))
+            return canary.shown(executor, _target(executor, target), batches)
 
     def routes(self, setup: WorkerSetup, targets: Sequence[str]) -> dict[str, Route]:
         """Return the kind of route of faults in each of these targets."""

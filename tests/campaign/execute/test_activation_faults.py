@@ -411,7 +411,7 @@ def test_all_of_a_value_is_the_samples_where_a_model_takes_one_at_a_time(here: P
     x = np.load("d.npz")["x"][:1]
     golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
     assert golden.shape == faulty.shape == (3,) and (golden != faulty).any()
-    assert TrialExecutor.open(campaign(model="g.onnx")).golden_runs.first_batch()[0].arrays["y"].shape == (1, 3), (
+    assert TrialExecutor.open(campaign(model="g.onnx")).golden_runs.first_batches()[0].arrays["y"].shape == (1, 3), (
         "a row for each sample"
     )
 

@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_campaigns import campaign, ran, save, tables
 
@@ -61,12 +62,35 @@ def test_the_canary_is_not_fooled_by_outputs_whose_shape_varies(here: Path) -> N
         run(campaign(model="g.onnx", data=None, batch=2, include="=far"), here / "s.db")
 
 
+@pytest.mark.parametrize(
+    ("target", "include", "workers"), [("weights", "=weight", 0), ("weights", "=weight", 1), ("activations", "=z", 0)]
+)
+def test_the_canary_is_looked_for_in_further_batches(here: Path, target: str, include: str, workers: int) -> None:
+    """As in images without a detection, at the front of the data."""
+    save(
+        here,
+        """net (float[1,2] x) => (float[M,1] boxes, float[M] scores) <float[2] weight = {1,2}, float[1] zero = {0}>
+        { z = Mul(x, weight) s = ReduceSum<keepdims = 0>(z, axes) axes = Constant<value_ints = [1]>()
+          above = Greater(x, zero) sum = ReduceSum<keepdims = 0>(x, axes) found = Greater(sum, zero)
+          scores = Compress(s, found) boxes = Unsqueeze(scores, axes) }""",
+    )
+    x = np.ones((6, 2), np.float32)
+    x[:3] = -1
+    np.savez(here / "d.npz", x=x)
+    given = campaign(model="g.onnx", batch=1, target=target, all=target == "activations", include=include, trials=4)
+    found = ran(given, here / "s.db", workers=workers)
+    assert len(found) == 4 and meta(here / "s.db", "canary")["seen"]
+    np.savez(here / "d.npz", x=-np.abs(x))
+    with pytest.raises(CampaignError, match="no canary was seen"):
+        run(given, here / "t.db", workers=workers)
+
+
 def test_the_whole_model_is_not_opened_beside_its_segments(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = campaign(single=True, trials=2, target=("weights", "activations"))
     seen, asked = changes_answer, list[bool]()
     monkeypatch.setattr(
         "onnxfi.campaign.execute.canary.changes_answer",
-        lambda executor, target: bool(asked.append(executor.is_segmented)) or seen(executor, target),
+        lambda executor, target, batches: bool(asked.append(executor.is_segmented)) or seen(executor, target),
     )
     executor = TrialExecutor.open(given)
     found = prove(executor, executor.opened.fault_targets.targets)

@@ -260,10 +260,10 @@ def test_a_canary_that_is_not_seen_names_the_options_of_the_device(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device()
-    monkeypatch.setattr("onnxfi.campaign.execute.canary.shown", lambda executor, target: False)
-    monkeypatch.setattr("onnxfi.campaign.execute.canary.changes_answer", lambda executor, target: False)
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.shown", lambda executor, target, batches: False)
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.changes_answer", lambda executor, target, batches: False)
     with pytest.raises(CampaignError, match=r"no canary was seen.*ran with use_deterministic_compute=1.*use_tf32=0"):
         ran(campaign(tmp_path), tmp_path / "s.db")
-    monkeypatch.setattr("onnxfi.campaign.execute.canary.changes_answer", lambda executor, target: True)
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.changes_answer", lambda executor, target, batches: True)
     with pytest.raises(RouteError, match=r"--route full; CUDAExecutionProvider ran with .*use_tf32=1 out"):
         ran(campaign(tmp_path, provider_option="use_tf32=1"), tmp_path / "t.db")
