@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +47,15 @@ def load_extension_class(point: EntryPoint, base: type[Base], error: type[Onnxfi
     if not (isinstance(offered, type) and dataclasses.is_dataclass(offered) and issubclass(offered, base)):
         raise error(f"entry point {point.value!r} is not a frozen dataclass derived from onnxfi.{base.__name__}")
     return offered
+
+
+def names_function(spec: str) -> bool:
+    """Return True for `module:function`, which is imported and called, in place of a file.
+
+    >>> names_function("own.data:test_set"), names_function("images.npz")
+    (True, False)
+    """
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec) is not None
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.errors import DataError, InputError, closest
-from onnxfi.extensions import imported, load_extension
+from onnxfi.extensions import imported, load_extension, names_function
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
-from onnxfi.runtime.data.sources import names_function, open_data
+from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text, type_name
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.class_scores import classifies, reading

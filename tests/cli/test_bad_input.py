@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -24,6 +25,8 @@ from onnx import TensorProto, numpy_helper, parser
 
 import onnxfi
 from onnxfi.cli import main
+from onnxfi.cli.commands import COMMANDS, group
+from onnxfi.errors import InputError
 
 Run = Callable[..., Any]
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
@@ -603,6 +606,8 @@ def exec_module(self, module):
     load(self, module)
 m.ExtensionFileLoader.exec_module = exec_module
 from onnxfi.cli import main
+from onnxfi.cli.commands import COMMANDS, group
+from onnxfi.errors import InputError
 sys.argv = ["onnxfi", "eval", "m.onnx"]
 main()
 """
@@ -689,6 +694,8 @@ def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
     program = f"""
 import os, signal, sys
 from onnxfi.cli import main
+from onnxfi.cli.commands import COMMANDS, group
+from onnxfi.errors import InputError
 from onnxfi.graph.write.sparse_file import SparseFile
 put = SparseFile.write
 def half(*given):
@@ -775,3 +782,44 @@ def test_memory_that_is_not_there_is_one_line(run: Run, models: Path, monkeypatc
     ran = run("inspect", models / "fashion_cnn.onnx")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("onnxfi: error: not enough memory (Unable to allocate 16.0 GiB)")
+
+
+ONE_MODEL: dict[str, tuple[str, ...]] = {
+    "assess": (), "attack": ("--data", "data.npz"), "census": (), "diff": ("m.onnx",), "manifest": (),
+    "instrument": ("-o", "out.onnx"), "quantize": ("--mode", "dynamic", "-o", "out.onnx"),
+    "rowhammer": ("templates.json",), "verify": ("manifest.json",),
+}  # fmt: skip
+
+
+def test_a_pipeline_where_one_model_is_taken_is_called_one(everything: Path, run: Run, here: Path) -> None:
+    """Every verb whose MODEL is no pipeline says so of both forms; so does what Python calls."""
+    context = click.Context(group)
+    commands = {verb: group.get_command(context, verb) for verb in COMMANDS}
+    verbs = {verb for verb, one in commands.items() if one and any(p.metavar == "MODEL" for p in one.params)}
+    assert verbs == set(ONE_MODEL)
+    shutil.copy(everything / "m.onnx", here)
+    shutil.copy(everything / "data.npz", here)
+    Path("pipeline.yaml").write_text("version: 1\nstages:\n- {name: net, model: m.onnx, inputs: {x: data.x}}\n")
+    Path("manifest.json").write_text("{}")
+    Path("templates.json").write_text("{}")
+    before = sorted(here.iterdir())
+    for source in ("pipeline.yaml", "own.pipelines:cascade"):
+        said = (
+            f"'{source}' names a pipeline, and one model is taken here; give the .onnx file of one of its stages, or "
+        )
+        for verb, more in ONE_MODEL.items():
+            ran = run(verb, source, *more)
+            assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), verb
+            assert said in ran.err, verb
+        ran = run("attack", "m.onnx", "--data", "data.npz", "--also", source)
+        assert ran.code == 2 and said in ran.err
+        for call in (onnxfi.assess, onnxfi.census, onnxfi.manifest, onnxfi.load):
+            with pytest.raises(InputError, match="names a pipeline, and one model is taken here"):
+                call(source)
+        for two in (onnxfi.attack, onnxfi.diff):
+            with pytest.raises(InputError, match="names a pipeline, and one model is taken here"):
+                two(source, "data.npz")
+        with pytest.raises(InputError, match="names a pipeline, and one model is taken here"):
+            onnxfi.quantize(source, "dynamic", "out.onnx")
+    assert sorted(here.iterdir()) == before
+    assert "cannot read 'none.yaml'" in run("census", "none.yaml").err

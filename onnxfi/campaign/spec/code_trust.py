@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from onnxfi.campaign.spec.yaml_fields import YamlNode
-from onnxfi.runtime.data.sources import names_function
+from onnxfi.extensions import names_function
 from onnxfi.tasks.registry import runs_code
 
 #: Words in the name of a provider's option that loads a library or an engine, or takes an address in memory.

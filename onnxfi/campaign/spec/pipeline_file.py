@@ -12,8 +12,8 @@ import yaml
 from onnxfi.campaign.spec.flat_fields import brief
 from onnxfi.campaign.spec.yaml_fields import YamlNode, built, read_yaml
 from onnxfi.errors import InputError, closest
+from onnxfi.extensions import names_function
 from onnxfi.graph.model.byte_source import quoted
-from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.pipeline.open_stages import pipeline_code
 from onnxfi.runtime.pipeline.pipeline import Loop, Pipeline, Stage
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
+from onnxfi.extensions import names_function
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 _ORT_FORMAT = b"ORTM"
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 22
+#: Bytes of a YAML file in which its stages begin.
+_YAML_HEAD = 1 << 16
 _MOST_NOTES = 20
 
 
@@ -238,6 +243,7 @@ def load(model: ModelLike, *, allow_links: bool = False) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, (str, Path)):
+        _refuse_pipeline(Path(model))
         source = ByteSource.file(Path(model))
     elif isinstance(model, bytes):
         source = ByteSource.memory(model)
@@ -251,6 +257,19 @@ def load(model: ModelLike, *, allow_links: bool = False) -> Model:
         raise ModelError(f"{quoted(source.path) if source.path else 'the model'}: {error}") from None
     _LOG.info("opened %s: %d targets, %d files", opened.name, len(opened.targets), len(opened.sources))
     return opened
+
+
+def _refuse_pipeline(path: Path) -> None:
+    """Refuse what names a pipeline: a function, or a YAML file with stages (ModelError)."""
+    found = names_function(str(path)) and not path.exists()
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+        with suppress(OSError), path.open("rb") as stream:
+            found = re.search(rb"^stages\s*:", stream.read(_YAML_HEAD), re.MULTILINE) is not None
+    if found:
+        raise ModelError(
+            f"{quoted(path)} names a pipeline, and one model is taken here; give the .onnx file of one of its stages, "
+            f"or the pipeline to eval, inject, run, check, compare or protect"
+        )
 
 
 def stored_form(model: ModelLike) -> str | Path | bytes:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.errors import DataError, closest
-from onnxfi.extensions import importable
+from onnxfi.extensions import importable, names_function
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, layout
 from onnxfi.runtime.data.decoder_inputs import completed
@@ -173,15 +173,6 @@ def _open(spec: Any, how: _Reading, preprocess: Path | None, seed: int) -> Data:
         return _from_arrays(named_arrays(spec, how.ports, how.limit), how, f"the {type(spec).__name__} given")
     kinds = "an .npz archive, a folder of images by class or of event recordings, a .txt or .jsonl, or module:function"
     raise DataError(f"no data at {str(spec)!r}; give {kinds}")
-
-
-def names_function(spec: str) -> bool:
-    """Return True if data is given as `module:function`, which is imported and called.
-
-    >>> names_function("own.data:test_set"), names_function("images.npz")
-    (True, False)
-    """
-    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec) is not None
 
 
 def _describe(samples: int, labels: Labels | None, what: str) -> str:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from onnxfi.errors import SpecError, closest
-from onnxfi.runtime.data.sources import names_function
+from onnxfi.extensions import names_function
 from onnxfi.runtime.engine.ports import ORT_TYPES, Array, Port
 
 #: Source of a stage's inputs beside the other stages.
