@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Fields of the values below that a campaign alone has, or that are arguments here.
 _ELSEWHERE = {"route", "data", "scores", "tolerance", "due"}
+#: Arguments with which the data of a pipeline is opened, and their fields.
+_PIPELINE_DATA = {"preprocess": "preprocess", "limit": "samples", "labels": "labels"}
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def evaluate(
     if isinstance(model, str | Path) and names_pipeline(model):
         settings.refuse(("dim", "batch", "batch_axis", "time_axis"), "of a pipeline, which says how its stages run")
         opened = open_pipeline(load_pipeline(model), settings.engine, allow_code=allow_code, allow_links=allow_links)
-        names = {"preprocess": "preprocess", "limit": "samples", "labels": "labels"}
-        found = opened.open_data(data, **{name: getattr(settings.reading, field) for name, field in names.items()})
+        reading = {name: getattr(settings.reading, field) for name, field in _PIPELINE_DATA.items()}
+        found = opened.open_data(data, **reading)
         return evaluate_pipeline(opened, found, **how)
     if isinstance(model, str | Path):
         load(model, allow_links=allow_links)
@@ -167,6 +169,7 @@ def quantize(
     *,
     data: Any = None,
     engine: Engine | str | None = None,
+    allow_links: bool = False,
     **fields: Any,
 ) -> Quantised:
     """Quantise a float32 model and write it to `out`; inputs and outputs keep their names and types.
@@ -183,6 +186,8 @@ def quantize(
         Data that a static recipe is calibrated on.
     engine : Engine or str, optional
         The engine whose inputs the data is opened for.
+    allow_links : bool
+        Follow symbolic and hard links to external data.
     **fields
         Settings of the recipe (``per_channel``, ``calibration_samples``, …), and of the data: ``samples``, ``labels``,
         ``preprocess``, ….
@@ -207,6 +212,7 @@ def quantize(
     >>> done.size_after_bytes < 0.5 * done.size_before_bytes
     True
     """
+    from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize as quantize_model
     from onnxfi.runtime.quantize.recipe import Recipe
 
@@ -216,8 +222,8 @@ def quantize(
     settings = _Settings.of(engine, fields)
     if data is None:
         settings.refuse(fields, "without data")
-        return quantize_model(model, recipe, out)
-    return quantize_model(model, recipe, out, data=settings.data_of(model, data))
+    opened = load(model, allow_links=allow_links)
+    return quantize_model(opened, recipe, out, data=None if data is None else settings.data_of(opened, data))
 
 
 def protect(
@@ -225,23 +231,28 @@ def protect(
     protections: str | Protection | Sequence[str | Protection],
     out: str | Path,
     *,
+    stage: str | None = None,
     selector: Selector | None = None,
     data: Any = None,
     engine: Engine | str | None = None,
     opset: int | None = None,
-    plan: ProtectionPlan | None = None,
+    plan: ProtectionPlan | str | Path | None = None,
+    allow_code: bool = False,
+    allow_links: bool = False,
     **fields: Any,
 ) -> Protected:
-    """Write a model with protections in its graph, in plain ONNX operators.
+    """Write a model, or that of a stage of a pipeline, with protections in its graph, in plain ONNX operators.
 
     Parameters
     ----------
     model : str, Path, bytes, onnx.ModelProto or Model
-        The unprotected model.
+        The unprotected model, or the file of a pipeline.
     protections : str, Protection, or a sequence of them
         What ``--with`` takes: ``NAME[:key=value,…]``.
     out : str or Path
         The file to write.
+    stage : str, optional
+        The stage of a pipeline whose model is protected, calibrated on what the stages in front of it give.
     selector : Selector, optional
         The activations, layers or weights to protect (`include`, `exclude`, `op`); each protection has its default.
     data : Data, or all that `open_data` takes, optional
@@ -250,8 +261,12 @@ def protect(
         The engine that runs the model, or its name; ONNX Runtime on the CPU by default.
     opset : int, optional
         Raise the model's opset first.
-    plan : ProtectionPlan, optional
-        What is protected instead of `protections` and `selector`; from `load_protection_plan`.
+    plan : ProtectionPlan, str or Path, optional
+        What is protected instead of `protections`, which are empty then, and `selector`; or the plan's file.
+    allow_code : bool
+        Let a pipeline name code that is run.
+    allow_links : bool
+        Follow symbolic and hard links to external data.
     **fields
         What further flags of ``onnxfi protect`` set: ``include``, ``exclude`` and ``op`` in place of a selector,
         ``samples``, ``preprocess``, ``batch``, ``provider``, ….
@@ -276,16 +291,37 @@ def protect(
     >>> done.drift.changed, done.tensors["range:clip"][:2]
     (0, ('relu', 'relu_1'))
     """
+    from onnxfi.campaign.plan.open_model import reopen
+    from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
     from onnxfi.faults.space import Selector
+    from onnxfi.graph.model.loading import load
     from onnxfi.protection.protect import protect as protect_model
+    from onnxfi.protection.protection_plan import load_protection_plan
+    from onnxfi.runtime.pipeline.later_stages import stage_data
 
     selection: dict[str, Any] = {name: fields.pop(name) for name in ("include", "exclude", "op") if name in fields}
     settings = _Settings.of(engine, fields)
     if data is None:
         settings.refuse(("samples", "labels", "preprocess", "dim", "batch_axis"), "without data")
-    runner = settings.engine if settings.runs_as_given else None
-    samples = None if data is None else settings.data_of(model, data)
+    runner, batch = settings.engine if settings.runs_as_given else None, settings.reading.batch
+    planned = load_protection_plan(plan) if isinstance(plan, str | Path) else plan
+    source = str(model) if isinstance(model, str | Path) else None
+    piped = source is not None and names_pipeline(source)
+    if piped or stage is not None:
+        opened = reopen(source or "a model in memory", {"allow_links": allow_links, "stage": stage})
+    else:
+        opened = load(model, allow_links=allow_links)
+    if piped and source is not None:
+        if data is not None:
+            settings.refuse(("dim", "batch", "batch_axis"), "of a pipeline, which says how its stages run")
+        reading = {name: getattr(settings.reading, field) for name, field in _PIPELINE_DATA.items()}
+        allowed = {"allow_code": allow_code, "allow_links": allow_links}
+        samples = stage_data(
+            load_pipeline(source), stage, settings.engine, data, batch=batch, reading=reading, **allowed
+        )
+    else:
+        samples = None if data is None else settings.data_of(opened, data)
     return protect_model(
-        model, protections, out, selector=Selector.given(selector, selection), data=samples, engine=runner,
-        batch=settings.reading.batch, opset=opset, plan=plan,
+        opened, protections, out, selector=Selector.given(selector, selection), data=samples, engine=runner,
+        batch=batch, opset=opset, plan=planned,
     )  # fmt: skip

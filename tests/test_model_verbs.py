@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from small_pipelines import cascade
 from tiny_campaigns import mlp, samples
 
 import onnxfi
+from onnxfi.cli.commands import group
 from onnxfi.errors import InputError
 
 
@@ -71,3 +73,55 @@ def test_a_recipe_and_a_selection_are_given_by_their_fields(here: Path) -> None:
     chosen = onnxfi.inspect("m.onnx", onnxfi.Selector(bits="sign"))
     assert onnxfi.inspect("m.onnx", bits="sign")["totals"] == chosen["totals"]
     assert onnxfi.census("m.onnx", bits="sign").whole.bits == chosen["totals"]["bits"]
+
+
+SCORING = {"output", "task", "metric", "time_axis"}
+#: Of each verb a call, and its flags that are given otherwise or have no effect there.
+CALLS: dict[str, tuple[Any, set[str]]] = {
+    "eval": (onnxfi.evaluate, {"model", "data"}),
+    "quantize": (lambda model, **given: onnxfi.quantize(model, "static", "o.onnx", **given), {"model", "mode", "out", *SCORING}),
+    "protect": (lambda model, **given: onnxfi.protect(model, "range:clip", "o.onnx", **given), {"model", "protections", "out", *SCORING}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_what_flags_take_their_fields_take(here: Path, verb: str) -> None:
+    call, otherwise = CALLS[verb]
+    context = click.Context(group)
+    command = group.get_command(context, verb)
+    assert command is not None
+    flags = {param.name or "": param.get_default(context) for param in command.params}
+    for name in flags.keys() - otherwise - {"as_json"}:
+        try:
+            call("none.onnx", **{name: flags[name]})
+        except InputError as error:
+            assert "unknown" not in str(error), f"{verb} takes --{name}, and its twin no {name}"
+
+
+def test_a_stage_of_a_pipeline_is_protected_as_on_the_command_line(tmp_path: Path, monkeypatch: Any, run: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = cascade(tmp_path)
+    on = ("--stage", "reader", "--data", "d.npz", "--samples", "4", "--provider", "cpu", "--allow-code")
+    printed = run("protect", file, *on, "--with", "range:clip", "--include", "=c", "-o", "one.onnx", "--json").json
+    fields: dict[str, Any] = {"stage": "reader", "data": "d.npz", "samples": 4, "include": "=c", "provider": "cpu"}
+    done = onnxfi.protect(file, "range:clip", "two.onnx", allow_code=True, **fields)
+    assert Path("two.onnx").read_bytes() == Path("one.onnx").read_bytes()
+    assert (done.digest, done.drift.samples) == (printed["output_digest"], printed["fault_free"]["samples"])
+    bare = {"stage": "reader"}
+    for given, message in (
+        ({}, "faults go into one stage of a pipeline; name it with --stage: finder, reader"),
+        ({"stage": "crops"}, "crops"),
+        ({**bare, "samples": 4}, "samples has no effect without data"),
+        ({**fields, "allow_code": True, "batch": 2}, "batch has no effect of a pipeline"),
+        (fields, "allow"),
+    ):
+        with pytest.raises(InputError, match=message):
+            onnxfi.protect(file, "range:clip", "three.onnx", **given)
+    with pytest.raises(InputError, match="is no pipeline; leave stage out"):
+        onnxfi.protect("reader.onnx", "range:clip", "three.onnx", stage="reader")
+    assert not Path("three.onnx").exists()
+
+
+def test_a_plan_is_given_as_its_file(here: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml"):
+        onnxfi.protect("m.onnx", (), "o.onnx", plan="none.yaml")

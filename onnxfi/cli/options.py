@@ -76,6 +76,7 @@ _DATA_PARAMETERS = (
     "time_axis",
 )
 _ENGINE_PARAMETERS = ("engine", "provider", "provider_option", "threads", "optimization", "custom_ops")
+_SAID_BY_STAGES = ("dim", "batch", "batch_axis", "time_axis")
 RUN_PARAMETERS = (*_DATA_PARAMETERS, *_ENGINE_PARAMETERS)
 #: Groups of options in `--help`; others are listed last.
 _GROUPS = {
@@ -264,23 +265,17 @@ def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
 def calibration_of(source: Path, model: Model, flags: Mapping[str, Any], engine: Engine) -> Data | None:
     """Return the data of a model, or what feeds it as a stage of a pipeline; None without --data."""
     from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
-    from onnxfi.errors import InputError
-    from onnxfi.runtime.pipeline.later_stages import FrontRun
+    from onnxfi.runtime.pipeline.later_stages import stage_data
 
     if flags["data"] is None:
         refuse_flags(("preprocess", "samples", "dim", "batch_axis"), "without --data")
     if not names_pipeline(source):
         return None if flags["data"] is None else data_of(flags, model, engine)
-    stage = load_pipeline(source).faulty_stage(flags["stage"])
-    if stage.loop is not None:
-        raise InputError(
-            f"stage {stage.name!r} runs its model in a loop, which a written model would have twice; protect "
-            f"{stage.model} alone, with data for it"
-        )
-    if flags["data"] is None:
-        return None
-    whole, data = pipeline_of(source, flags, **{name: flags[name] for name in ("allow_code", "allow_links")})
-    return FrontRun.of(whole, stage.name, data).stage_data(stage.batch or flags["batch"])
+    if flags["data"] is not None:
+        refuse_flags(_SAID_BY_STAGES, "on a pipeline, which says itself how its stages run")
+    allowed = {name: flags[name] for name in ("allow_code", "allow_links")}
+    how = {"batch": flags["batch"], "reading": _pipeline_reading(flags), **allowed}
+    return stage_data(load_pipeline(source), flags["stage"], engine, flags["data"], **how)
 
 
 def data_run_once(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
@@ -301,12 +296,16 @@ def pipeline_of(
     from onnxfi.campaign.spec.pipeline_file import load_pipeline
     from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
 
-    refuse_flags(("dim", "batch", "batch_axis", "time_axis"), "on a pipeline, which says itself how its stages run")
+    refuse_flags(_SAID_BY_STAGES, "on a pipeline, which says itself how its stages run")
     pipeline = load_pipeline(source)
     opened = open_pipeline(pipeline, engine_of(flags), allow_code=allow_code, allow_links=allow_links)
     spec = None if flags["data"] in (None, "synthetic") else flags["data"]
-    how = {"preprocess": flags["preprocess"], "limit": flags["samples"], "labels": flags["labels"]}
-    return opened, opened.open_data(spec, **how)
+    return opened, opened.open_data(spec, **_pipeline_reading(flags))
+
+
+def _pipeline_reading(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments among the flags with which the data of a pipeline is opened."""
+    return {"preprocess": flags["preprocess"], "limit": flags["samples"], "labels": flags["labels"]}
 
 
 def pipeline_scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import DataError, EngineError
+from onnxfi.errors import DataError, EngineError, InputError
 from onnxfi.runtime.data.batches import Data, layout
 from onnxfi.runtime.data.sample_outputs import Outputs, alike
 from onnxfi.runtime.data.sources import data_of_batches
 from onnxfi.runtime.engine.ports import Array, one_line, same_by, same_bytes
+from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.pipeline.answers import PipelineAnswers
-from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline, Values, without_faults
+from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline, Values, open_pipeline, without_faults
 from onnxfi.runtime.pipeline.open_stages import ModelStage, frozen
-from onnxfi.runtime.pipeline.pipeline import Source, Stage
+from onnxfi.runtime.pipeline.pipeline import Pipeline, Source, Stage
 
 Run = tuple[Outputs, ...]
 
@@ -241,3 +243,31 @@ def _row(outputs: Outputs, name: str, at: int, stage: ModelStage) -> Array:
             f"time, with batch: 1 in the stage or --batch 1"
         )
     return array[at : at + 1]
+
+
+def stage_data(
+    pipeline: Pipeline,
+    stage: str | None,
+    engine: Engine,
+    data: Any,
+    *,
+    batch: int,
+    reading: Mapping[str, Any],
+    allow_code: bool = False,
+    allow_links: bool = False,
+) -> Data | None:
+    """Return what the stages in front of a stage of a pipeline feed it, `batch` rows at a time; None without data.
+
+    `reading` are the arguments of `OpenPipeline.open_data`. Raises InputError for a stage that runs in a loop.
+    """
+    fed = pipeline.faulty_stage(stage)
+    if fed.loop is not None:
+        raise InputError(
+            f"stage {fed.name!r} runs its model in a loop, which a written model would have twice; protect "
+            f"{fed.model} alone, with data for it"
+        )
+    if data is None:
+        return None
+    whole = open_pipeline(pipeline, engine, allow_code=allow_code, allow_links=allow_links)
+    spec = None if isinstance(data, str) and data == "synthetic" else data
+    return FrontRun.of(whole, fed.name, whole.open_data(spec, **reading)).stage_data(fed.batch or batch)
