@@ -14,13 +14,14 @@ from typing import Protocol, TypeVar
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.errors import DataError, EngineError, ModelError, RouteError, SegmentMismatchError
 from onnxfi.faults.space import Target
-from onnxfi.graph.partition.cut_points import narrow_cut_points, spike_cut_points, whole_subgraph
+from onnxfi.graph.partition.cut_points import decision_cut, narrow_cut_points, spike_cut_points, whole_subgraph
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
+from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.data.sample_outputs import Outputs, same_outputs, stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU
-from onnxfi.runtime.engine.ports import drift
+from onnxfi.runtime.engine.ports import drift, same_bytes
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_outputs
@@ -90,10 +91,13 @@ def segment(opened: OpenCampaign) -> Segmentation:
     net = partition_graph(opened.model, halves=not on_cpu, blocks=on_cpu and campaign.engine.optimization == "all")
     outputs = opened.names
     spikes = spike_cut_points(opened.model)
-    # Without early stop there is one segment.
-    ends = (
-        () if campaign.engine.route == "late-start" else spikes or narrow_cut_points(net, whole_subgraph(net, outputs))
-    )
+    whole = whole_subgraph(net, outputs)
+    decided = () if spikes else decision_cut(net, whole)
+    if decided and net.uncut:
+        raise ModelError("a model that rounds to 16 bits cannot be cut at the numbers on which it decides")
+    # Without early stop there is one segment, but for the operators that decide.
+    ends = () if campaign.engine.route == "late-start" else spikes or narrow_cut_points(net, whole)
+    ends = (*ends, decided) if decided else ends
     together: set[tuple[str, ...]] = {(a.name,) for a in fault_targets.activations.values() if not a.path}
     together |= {steps[k:] for steps in fault_targets.steps_of.values() for k in range(len(steps))}
     chosen = frozenset(t.id for t in opened.model.targets if any(draw.selector.selects(t) for draw in campaign.draws))
@@ -107,17 +111,38 @@ def segment(opened: OpenCampaign) -> Segmentation:
 
 def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
     """Return the segmented model of a campaign; raises EngineError if the runtime does not take the segments."""
-    why = ""
-    for cut in (segmentation, replace(segmentation, cut_points=())) if segmentation.cut_points else (segmentation,):
+    why, net = "", segmentation.net
+    decided = () if segmentation.steps else decision_cut(net, whole_subgraph(net, segmentation.outputs))
+    fewest = (decided,) if decided else ()
+    for cut_points in dict.fromkeys((segmentation.cut_points, fewest)):
+        cut = replace(segmentation, cut_points=cut_points)
         try:
             segmented = _open(opened, cut, kept_bytes // 2)
             segmented.first = FirstSegments(segmented) if cut.late else None
             golden_outputs(segmented, 0)
+            _check_decided(segmented, decided)
         except CANNOT_OPEN as error:  # what goes on at a cut point is not a tensor, or not of the declared shape
             why = str(error)  # the error itself would hold what was opened before it
         else:
             return segmented
     raise EngineError(f"the model cannot be run in segments: {why}")
+
+
+def _check_decided(segmented: SegmentedModel, decided: Sequence[str]) -> None:
+    """Raise SegmentMismatchError if the numbers on which answers are decided have other bits in the whole model.
+
+    Its outputs, with which the golden run of the segments is compared, would hide that.
+    """
+    if not decided:
+        return
+    net, sessions, golden = segmented.segmentation.net, segmented.segment_sessions, segmented.golden
+    part = whole_subgraph(net, decided)
+    found = sessions.prepare(extract_model(net, part.nodes, sessions.feeds(part.inputs), part.outputs)).run(
+        golden.values(0, part.inputs)
+    )
+    for name, array in golden.values(0, decided).items():
+        if not same_bytes(found[name], array):
+            raise SegmentMismatchError(f"{name!r} has other bits in segments than in the whole model")
 
 
 def _open(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:

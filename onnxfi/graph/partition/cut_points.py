@@ -26,6 +26,13 @@ _WORK = frozenset((
     "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",
     "MultiHeadAttention", "QAttention", "FusedConv", "FusedMatMul", "FusedGemm",
 ))  # fmt: skip
+#: Operators that decide: numbers that a runtime rounds differently give the same outputs nearly always.
+_DECIDES = frozenset((
+    "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual",
+    "NonMaxSuppression", "NonZero", "Round", "Sign", "TopK",
+))  # fmt: skip
+#: TensorProto's numbers of floats that a Cast does not decide on.
+_FLOATS = frozenset((1, 10, 11, 16))
 #: Largest number of cut points, except in spiking networks.
 _MOST_FRONTS = 32
 
@@ -77,6 +84,38 @@ def narrow_cut_points(net: PartitionGraph, whole: Subgraph) -> CutPoints:
     found = [(name,) for (_, name), low in zip(stretches, lowest, strict=True) if low]
     step = -(-len(found) // _MOST_FRONTS)
     return tuple(found[step - 1 :: step]) if found else ()
+
+
+def decision_cut(net: PartitionGraph, whole: Subgraph) -> tuple[str, ...]:
+    """Return the activations on which the answers are decided, behind all computation; () where nothing is.
+
+    The scores in front of an ArgMax, or the boxes and scores in front of a suppression. A segment ends there, so that
+    routes are compared by them: the answers alone would hide that a part rounds differently, or lacks a fusion.
+
+    >>> from onnxfi.graph.partition.subgraph import partition_graph
+    >>> from onnxfi.graph.model.loading import load
+    >>> net = partition_graph(load("models/fashion_cnn.onnx"))
+    >>> decision_cut(net, whole_subgraph(net, ()))
+    ()
+    """
+    nodes = [k for k in whole.nodes if k not in net.constant] if net.in_order else []
+    before, behind = set[int](), set[int]()
+    for k in reversed(nodes):
+        if _works(net, k) or not before.isdisjoint(net.after[k]):
+            before.add(k)
+    for k in nodes:
+        if k not in before and (_decides(net, k) or any(maker in behind for _, maker in net.before[k])):
+            behind.add(k)
+    read = dict.fromkeys(name for k in nodes if k in behind for name, maker in net.before[k] if maker not in behind)
+    return tuple(name for name in read if net.makers[name] not in net.constant)
+
+
+def _decides(net: PartitionGraph, node: int) -> bool:
+    """Return whether the outputs of a node hide small differences of its inputs."""
+    one = net.proto.graph.node[node]
+    if one.op_type == "Cast":
+        return any(a.name == "to" and a.i not in _FLOATS for a in one.attribute)
+    return one.op_type in _DECIDES
 
 
 def _works(net: PartitionGraph, node: int) -> bool:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from campaign_networks import Net, flips
 from routed_trials import SAMPLES, bench_of, injectable, routed, vectors
-from tiny_campaigns import chance, ran
+from tiny_campaigns import campaign, chance, ran, save
 
 from onnxfi.campaign.execute.canary import prove
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
@@ -54,6 +54,29 @@ def test_campaigns_end_alike_by_shorter_routes(here: Path) -> None:
     assert [(r.outcome, r.cause, r.metrics, r.changed) for _, r in sorted(one.items())] == [
         (r.outcome, r.cause, r.metrics, r.changed) for _, r in sorted(other.items())
     ]
+
+
+#: A normalisation that runtimes fuse where its epsilon is constant, and answers that hide its rounding.
+DECIDED = """net (float[N,4,8] x) => (int64[N,4] tokens)
+    <float eps = {0.000001}, float two = {2}, float[8] gain = {1,1,1,1,1,1,1,1}, float[8] shift = {90,0,0,0,0,0,0,0}>
+    { y = Add(x, x) mean = ReduceMean<axes = [-1]>(y) d = Sub(y, mean) sq = Pow(d, two) var = ReduceMean<axes = [-1]>(sq)
+      e = Add(var, eps) sd = Sqrt(e) n = Div(d, sd) g = Mul(n, gain) s = Add(g, shift)
+      tokens = ArgMax<axis = 2, keepdims = 0>(s) }"""
+
+
+def test_numbers_are_compared_in_front_of_decisions(here: Path) -> None:
+    """A negative epsilon is refused by the fused operator alone, and tokens are the same with and without it."""
+    model = onnx.load(save(here, DECIDED))
+    del model.opset_import[:]
+    model.opset_import.add().version = 17
+    onnx.save(model, here / "g.onnx")
+    np.savez(here / "x.npz", x=chance(3, 4, 8, seed=7))
+    given: dict[str, Any] = {"model": "g.onnx", "data": "x.npz", "include": "=eps", "exhaustive": True}
+    one, other = (
+        {r.trial: (r.outcome, r.cause) for r in ran(campaign(route=how, **given), here / f"{how}.db", workers=0)}
+        for how in ("auto", "full")
+    )
+    assert one == other and ("due", "error") in one.values()
 
 
 def forgetful(self: Any, *_: Any) -> Any:

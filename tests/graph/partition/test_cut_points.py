@@ -10,7 +10,7 @@ from onnx import parser
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.cut_points import narrow_cut_points, segments, whole_subgraph
+from onnxfi.graph.partition.cut_points import decision_cut, narrow_cut_points, segments, whole_subgraph
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
@@ -53,6 +53,22 @@ def test_what_becomes_integers_stays_with_the_operator_before_it(tmp_path: Path)
     assert narrow_cut_points(net, whole) == (("d",),)
     first, second = segments(net, whole, (), narrow_cut_points(net, whole))
     assert first.outputs == second.inputs == ("q",), "the integers go on"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ("m = MatMul(x, w) r = Relu(m) y = ArgMax<axis = 1>(r)", ("r",)),
+        ("m = MatMul(x, w) r = Relu(m) k = ArgMax<axis = 1>(r) y = Mul(k, k)", ("r",)),
+        ("m = MatMul(x, w) r = Relu(m) y = Cast<to = 7>(r)", ("r",)),
+        ("m = MatMul(x, w) r = Relu(m) g = Greater(m, r) y = Where(g, m, x)", ("m", "r")),
+        ("m = MatMul(x, w) y = Cast<to = 10>(m)", ()),
+        ("g = Greater(x, x) c = Cast<to = 1>(g) y = MatMul(c, w)", ()),  # decided in front of computation
+    ],
+)
+def test_answers_are_decided_behind_all_computation(nodes: str, found: tuple[str, ...], tmp_path: Path) -> None:
+    net = wired(f"net (float[4,4] x) => (y) <{SIGNS}> {{ {nodes} }}", tmp_path)
+    assert set(decision_cut(net, whole_subgraph(net, ()))) - {"x"} == set(found)
 
 
 def test_one_operator_is_one_segment(tmp_path: Path) -> None:
