@@ -39,13 +39,15 @@ def command(
     from onnxfi.analysis.model_diff import diff
     from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.model.loading import load
-    from onnxfi.graph.write.output_file import check_output_files
+    from onnxfi.graph.write.output_file import check_output_files, output_files
     from onnxfi.runtime.inject.weights import inject
 
     first, second = (load(path, allow_links=allow_links) for path in (model, other))
-    for source, file in ((first, save_faults), (second, repair)):
-        if file is not None:
-            check_output_files(source, [file], copy=False)
+    for source in (first, second):
+        if save_faults is not None:
+            check_output_files(source, [save_faults], copy=False)
+        if repair is not None:
+            check_output_files(source, output_files(repair, len(second.external)), copy=source is second)
     found = diff(first, second)
     written = []
     if save_faults is not None and not found.same:

@@ -259,19 +259,26 @@ def write_copy(
 ) -> FaultyCopy:
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
+    With external data, `hash_model` and no `out` nothing is kept but the digests, under the names that the files have.
+
     External data is written to `OUT.data` (`OUT.data.1`, …); only their names change in the model. With
     `hash_model` the digest of the model is found on the way; `expect` is the required digest of the result; `progress`
     is called with the bytes done and the bytes in all. Raises OutputError for an output that cannot be written.
     """
     both = hash_model and not model.digest_known
     if out is None:
-        if model.external:
+        if model.external and not hash_model:
             raise OutputError("a model with external data cannot be written into memory; give an output file")
         parts: list[bytes] = []
+        keep = (lambda _: None) if model.external else (lambda chunk: parts.append(bytes(chunk)))
         with _Behind(both=both) as behind:
-            for old, new in _joined(_chunks(model.source, change.bytes_of(0), _lengths(change.splices))):
-                behind.take(old, new, lambda chunk: parts.append(bytes(chunk)))
-            return FaultyCopy(behind.digest(model), None, b"".join(parts), change.resized)
+            for number, source in enumerate(model.sources):
+                spliced = [] if number else _lengths(change.splices)
+                for old, new in _joined(_chunks(source, change.bytes_of(number), spliced)):
+                    behind.take(old, new, keep)
+                behind.finish()
+            data = None if model.external else b"".join(parts)
+            return FaultyCopy(behind.digest(model), None, data, change.resized)
     files = output_files(out, len(model.external))
     check_output_files(model, files)
     splices = [*change.splices, *_renamed(model, [f.name for f in files[1:]])]
