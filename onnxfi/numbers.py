@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from decimal import Decimal
 from typing import Any
 
 from onnxfi.errors import InputError
@@ -13,7 +14,7 @@ _LONGEST_S = 1e9
 
 
 def number(value: Any) -> float:
-    """Return a number as Python's; ValueError for what is none.
+    """Return a number as Python's; ValueError for what is none, InputError for one that would be taken as 0.
 
     >>> import numpy as np
     >>> number("1e-6"), number(np.float32(0.5)), number(np.array(0.5))
@@ -22,9 +23,22 @@ def number(value: Any) -> float:
     if isinstance(value, bool | bytes):
         raise ValueError("a truth value or bytes")
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from None
+    if found == 0 and isinstance(value, str | Decimal) and vanishes(str(value)):
+        raise InputError(f"{str(value)[:60]!r} is so small that it would be taken as 0; give 0, or 1e-300 or more")
+    return found
+
+
+def vanishes(text: str) -> bool:
+    """Return True for the text of a number that is 0 as Python's and is not 0.
+
+    >>> vanishes("1e-400"), vanishes("0e-400"), vanishes("1e-300")
+    (True, False, False)
+    """
+    mantissa = text.lower().partition("e")[0]
+    return float(text) == 0 and any(digit in mantissa for digit in "123456789")
 
 
 def whole_number(value: Any) -> int:

@@ -191,6 +191,7 @@ def _check_outputs(flags: dict[str, Any], outputs: Iterable[Path | None]) -> Non
 
 def _draw_faults(model: Model, flags: dict[str, Any]) -> Sample:
     from onnxfi.faults.faultlist import FaultList
+    from onnxfi.numbers import number
     from onnxfi.runtime.inject.weights import replay, sample
 
     if flags["faults"] is not None:
@@ -198,7 +199,7 @@ def _draw_faults(model: Model, flags: dict[str, Any]) -> Sample:
     ber = None
     if flags["ber"] is not None:
         try:
-            ber = float(flags["ber"])
+            ber = number(flags["ber"])
         except ValueError:
             raise click.UsageError(f"--ber must be a number from 0 to 1, as 1e-6, got {flags['ber']!r}") from None
     names = ("count", "per_tensor", "sites", "voltage", "temperature", "fault", "seed")

@@ -96,8 +96,10 @@ def _refuse(model: Path, flags: dict[str, Any]) -> None:
 
 
 def _rate(name: str, text: str) -> float:
+    from onnxfi.numbers import number
+
     try:
-        return float(text)
+        return number(text)
     except ValueError:
         raise click.UsageError(
             f"--{name.replace('_', '-')} must be a number from 0 to 1, as 1e-6, got {text!r}"

@@ -263,7 +263,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         return value
     if kind in (int, float):
         try:
-            return whole_number(value) if kind is int else number(value)
+            return whole_number(value) if kind is int else named(name, number, value)
         except ValueError:
             pass
     raise SpecError(f"{name} must be {_TYPES.get(kind, 'a part')}; given {brief(value)!r}", name)
@@ -282,7 +282,7 @@ def parse_numbers(text: str, name: str) -> tuple[float, ...]:
     (0.8, 0.76)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(named(name, number, part) for part in text.split(","))
     except ValueError:
         raise SpecError(f"{name} {text[:60]!r} is no list of numbers; write 0.8,0.76", name) from None
 
@@ -297,7 +297,7 @@ def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
     try:
         low, colon, high = text.partition(":")
         if not colon:
-            return tuple(float(part) for part in text.split(","))
+            return tuple(named(name, number, part) for part in text.split(","))
         first, last = Decimal(low.strip()), Decimal(high.strip())
     except (ValueError, InvalidOperation):
         raise wrong from None

@@ -15,6 +15,7 @@ import yaml
 
 from onnxfi.errors import InputError
 from onnxfi.graph.model.byte_source import read_bounded
+from onnxfi.numbers import vanishes
 
 LARGEST_FILE = 1 << 20
 #: Values in a file, and lists and mappings around one.
@@ -144,7 +145,7 @@ def scalar(node: yaml.Node) -> str | int | float | bool | None:
     tag, text = node.tag.removeprefix(_TAG), str(node.value)
     if tag in _TEXTS:
         plain = tag == "str" and node.style is None and len(text) <= _LONGEST_NUMBER
-        return float(text) if plain and _EXPONENT.fullmatch(text) else text
+        return _not_vanished(float(text), text) if plain and _EXPONENT.fullmatch(text) else text
     if tag not in _NUMBERS:
         raise ValueError(f"the tag {node.tag[:60]!r} is not allowed; give a plain value")
     if len(text) > _LONGEST_NUMBER:
@@ -155,6 +156,13 @@ def scalar(node: yaml.Node) -> str | int | float | bool | None:
         value: int | float | bool | None = yaml.constructor.SafeConstructor().construct_object(node)
     except (ValueError, LookupError, OverflowError, yaml.YAMLError):
         raise ValueError(f"{text[:60]!r} is not a value of YAML") from None
+    return _not_vanished(value, text) if isinstance(value, float) else value
+
+
+def _not_vanished(value: float, text: str) -> float:
+    """Return the value; ValueError where the text is that of another number than 0 and the value 0."""
+    if value == 0 and vanishes(text.replace("_", "")):
+        raise ValueError(f"{text[:60]!r} is so small that it would be taken as 0; give 0, or 1e-300 or more")
     return value
 
 

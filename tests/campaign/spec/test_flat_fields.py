@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,7 @@ def test_numbers_as_text_are_taken_as_on_the_command_line() -> None:
     )
     with pytest.raises(SpecError, match=r"ber '1e-6:1e-5:2' is not a rate"):
         Campaign("m.onnx", ber="1e-6:1e-5:2")
+    assert Campaign("m.onnx", ber="0e-400").design.rates == (0.0,)
+    for tiny in ("1e-400", ["1e-400", "1e-6"], "1e-400,1e-6", Decimal("1e-400")):
+        with pytest.raises(SpecError, match=r"ber: '1[eE]-400' is so small that it would be taken as 0; give 0"):
+            Campaign("m.onnx", ber=tiny)

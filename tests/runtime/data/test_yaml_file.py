@@ -81,8 +81,10 @@ def test_plain_values_are_read_as_they_stand(text: str, value: Any) -> None:
         ("a: 1\n--- b", "expected a single document"),
         ("a: '\\0' \0", "special characters are not allowed"),
         ("- 1\na: 2", "while parsing"),
+        ("a: 1e-400", "'1e-400' is so small that it would be taken as 0"),
+        ("a: -1.0e-400", "'-1.0e-400' is so small that it would be taken as 0"),
     ],
-    ids=range(26),
+    ids=range(28),
 )
 def test_what_grows_or_is_no_plain_value_is_one_line_at_once(text: str, says: str) -> None:
     assert says in refused(text)
