@@ -83,13 +83,18 @@ class NamePattern:
         return any(self.text in name for name in names)
 
 
-def refuse_without_sites(kept: Sequence[Target], model: FaultModel, bits: str) -> None:
+def refuse_without_sites(kept: Sequence[Target], model: FaultModel, bits: str, elements: str = "") -> None:
     """Raise SelectorError, saying why selected targets have no site; return if there are none."""
     if kept and model.operators:
         ops = ", ".join(op.lstrip("=") for op in model.operators[:3])
         raise SelectorError(
             f"{model.name}: no layer fits among the {len(kept)} selected tensors, as its faults are in outputs of "
             f"{ops}, …; give --target activations, and leave --include and --op out"
+        )
+    for t in FaultSpace.over(kept, model, bits=bits).targets if elements else ():
+        raise SelectorError(
+            f"--elements {elements!r} leaves no element of {t.id!r}, whose shape is {list(t.axes or (1,))}; "
+            f"give indices within it"
         )
     if kept:
         raise SelectorError(
@@ -213,7 +218,7 @@ class Selector:
     def _explain(self, targets: Sequence[Target], kept: Sequence[Target], model: FaultModel) -> None:
         if not targets:
             raise SelectorError("the model has no tensor that faults can be injected into: no weights, no constants")
-        refuse_without_sites(kept, model, self.bits)
+        refuse_without_sites(kept, model, self.bits, self.elements)
         names = [name for t in targets for name in t.names]
         for option, patterns, known in (
             ("--include", self.include, names),

@@ -187,7 +187,10 @@ def test_flips_are_not_drawn_where_a_word_stands_for_what_is_computed() -> None:
         ({"elements": "1.5"}, r"'1.5' is not a slice of Python"),
         ({"bits": "32"}, r"bit 32 is beyond float32, whose bits are 0 to 31"),
         ({"bits": "top"}, r"bits 'top' are neither"),
-        ({"include": ("=w",), "elements": "4:"}, r"1 tensors are selected, but none has a site"),
+        (
+            {"include": ("=w",), "elements": "4:"},
+            r"--elements '4:' leaves no element of 'w', whose shape is \[.*\]; give",
+        ),
         ({"include": ("nothing",)}, r"--include 'nothing' matches nothing in this model; known: 'w', 'b'"),
         ({"include": ("re:(",)}, r"'re:\(' is no regular expression: "),
         ({"op": ("Conv",)}, r"--op 'Conv' matches nothing in this model$"),

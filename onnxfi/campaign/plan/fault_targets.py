@@ -188,7 +188,7 @@ class FaultTargets:
             )
         space = FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
         if not space.size:
-            refuse_without_sites(kept, event, selector.bits)
+            refuse_without_sites(kept, event, selector.bits, selector.elements)
         if scope.persistence == "from" and not any(t.steps for t in space.targets):
             raise SelectorError(
                 "nothing that is selected lies in a loop, so no fault can begin at a step; "

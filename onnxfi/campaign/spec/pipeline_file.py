@@ -32,7 +32,7 @@ def names_pipeline(source: str | Path) -> bool:
         return names_function(text) and not Path(text).exists()
     if not Path(text).is_file():
         return False
-    return any(name == "stages" for name, _, _ in read_yaml(text, "pipeline").entries())
+    return any(name == "stages" for name, _, _ in read_yaml(text, "campaign").entries())
 
 
 def load_pipeline(source: str | Path) -> Pipeline:

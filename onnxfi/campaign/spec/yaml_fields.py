@@ -77,7 +77,10 @@ def compose(text: bytes, file: str, what: str) -> YamlNode:
     """Return YAML text as a place; SpecError if it is none, or maps no names to values."""
     root = compose_yaml(text, file, what, SpecError)
     if not isinstance(root, yaml.MappingNode):
-        raise SpecError(f"{file} holds no {what}; a {what} maps field names to values, as version: 1")
+        document = "spec" if what == "campaign" else what
+        raise SpecError(
+            f"{file} holds no {what}; a {what} maps field names to values, as version: 1 (docs/reference/{document}.md)"
+        )
     return YamlNode(file, root)
 
 

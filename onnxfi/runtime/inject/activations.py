@@ -438,7 +438,7 @@ def _space(
     ]
     space = FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
     if not space.size:
-        refuse_without_sites(targets, event, selector.bits)
+        refuse_without_sites(targets, event, selector.bits, selector.elements)
     return space
 
 

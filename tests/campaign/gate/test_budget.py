@@ -105,7 +105,7 @@ def test_its_campaign_goes_on_any_model() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", " holds no budget; a budget maps field names to values"),
+        ("", " holds no budget; a budget maps field names to values, as version: 1 (docs/reference/budget.md)"),
         ("- a", " holds no budget"),
         ("version: 1", ", line 1, column 1: a budget names its campaign; add campaign:"),
         (SWEEP, ", line 1, column 1: a budget names its version; add version: 1"),

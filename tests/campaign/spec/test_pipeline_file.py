@@ -117,3 +117,6 @@ def test_a_pipeline_is_no_model_and_no_campaign_(file: Path) -> None:
     Path("campaign.yaml").write_text("model: finder.onnx\nber: 1e-6\n")
     found = {name: names_pipeline(name) for name in ("pipeline.yaml", "campaign.yaml", "finder.onnx", "no.yaml", "a:b")}
     assert found == {"pipeline.yaml": True, "campaign.yaml": False, "finder.onnx": False, "no.yaml": False, "a:b": True}
+    Path("list.yaml").write_text("- model: finder.onnx\n")
+    with pytest.raises(SpecError, match=r"list.yaml holds no campaign; a campaign maps .* \(docs/reference/spec.md\)"):
+        names_pipeline("list.yaml")
