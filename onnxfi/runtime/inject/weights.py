@@ -244,8 +244,8 @@ def inject(
     drawn : Sample
         Faults of this model, from `sample` or `replay`.
     out : str or Path, optional
-        The faulty model; external data is written to `OUT.data`. Without it the result holds the bytes, which a
-        model with external data has not in one piece: it takes an output, or `save_faults` alone.
+        The faulty model; external data is written to `OUT.data`. Without it the result holds the bytes; a model with
+        external data takes an output, or `save_faults` alone.
     save_faults : str or Path, optional
         The fault list to write.
     progress : callable, optional
