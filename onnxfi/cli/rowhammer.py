@@ -70,3 +70,5 @@ def command(
     )
     if save_faults is not None and len(found):
         print_line(f"wrote {save_faults}")
+    elif save_faults is not None:
+        print_line(f"no flip, so {save_faults} is not written")
