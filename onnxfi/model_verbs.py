@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from onnxfi.errors import SpecError, closest
+from onnxfi.errors import InputError, SpecError, closest
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.settings import DataSettings, Scoring
@@ -219,6 +219,8 @@ def quantize(
     if isinstance(recipe, str):
         known = {field.name for field in dataclasses.fields(Recipe)} - {"mode"}
         recipe = Recipe(recipe, **{name: fields.pop(name) for name in known & fields.keys()})
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"a recipe is a Recipe or its text, as 'static', not a {type(recipe).__name__}")
     settings = _Settings.of(engine, fields)
     if data is None:
         settings.refuse(fields, "without data")

@@ -266,7 +266,8 @@ def typed(value: Any, kind: Any, name: str) -> Any:
             return whole_number(value) if kind is int else named(name, number, value)
         except ValueError:
             pass
-    raise SpecError(f"{name} must be {_TYPES.get(kind, 'a part')}; given {brief(value)!r}", name)
+    beside = "; arrays of labels are given with the samples, as (samples, labels)" if name == "labels" else ""
+    raise SpecError(f"{name} must be {_TYPES.get(kind, 'a part')}; given {brief(value)!r}{beside}", name)
 
 
 def check_word(name: str, word: str, known: Sequence[str]) -> None:

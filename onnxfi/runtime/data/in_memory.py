@@ -185,7 +185,8 @@ def _sizes(ports: Sequence[Port], dim: Sequence[str], batched: Mapping[str, int]
         if not re.fullmatch(r"[1-9]\d{0,8}", size, re.ASCII) or not name:
             raise DataError(f"dim is {text[:60]!r}; it takes NAME=SIZE, as T=512")
         if name not in places:
-            raise DataError(f"no open dimension {name[:60]!r} of the inputs{closest(name, places) if places else ''}")
+            known = closest(name, places) if places else "; none but that of the samples is open, so leave it out"
+            raise DataError(f"no open dimension {name[:60]!r} of the inputs{known}")
         found |= dict.fromkeys(places[name], int(size))
     return found
 

@@ -52,6 +52,8 @@ def test_wrong_types_are_refused_in_python_too(name: str, value: Any) -> None:
         Campaign(**{"model": "m.onnx", "ber": (1e-6,), name: value})
     with pytest.raises(SpecError, match=r"^mix must be a part; given 'flip'"):
         Campaign("m.onnx", mix="flip")
+    with pytest.raises(SpecError, match=r"labels must be a text; given '.*'; arrays .* as \(samples, labels\)"):
+        Campaign("m.onnx", "d.npz", ber=1e-6, labels=np.array([3, 1]))
 
 
 @pytest.mark.parametrize("kind", ["large", "below 0", "many", "listed", "infinite", "none"])

@@ -125,6 +125,8 @@ def test_another_size_is_other_data() -> None:
 )
 def test_what_is_no_dimension_is_named(dim: str, says: str) -> None:
     assert refused(None, TEXT, dim=[dim]).startswith(says)
+    said = refused(None, Port("x", "float32", ("N", 3)), dim=["T=4"])
+    assert said == "no open dimension 'T' of the inputs; none but that of the samples is open, so leave it out"
 
 
 def test_data_has_its_own_sizes() -> None:
