@@ -1,12 +1,13 @@
 """The cost of a campaign that is too large to try, reckoned from parts that are measured here.
 
     python scripts/bench/reckon.py MODEL [--data DATA] [--trials 1000000] [--samples 50000] [--batch 8] [--tried 40]
-        [--larger 1]
+        [--larger 1] [--include PATTERN]
 
 Without data on made-up inputs. The parts: a golden run of one batch, a trial with a single fault on that batch with
 everything open, and a result written to a store; all as processor time of one thread. A campaign takes as many of them
 as it has batches and trials, so its cost is their sum; `--larger` multiplies the first two, for a network with so many
-times the parameters and the same shape. Start, plan and report are left out: seconds. Prints core hours.
+times the parameters and the same shape; `--include` selects the weights that have faults, as in `onnxfi run`. Start,
+plan and report are left out: seconds. Prints core hours.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tried", type=int, default=40)
     parser.add_argument("--larger", type=float, default=1.0)
+    parser.add_argument("--include", action="append", default=[])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         data = given.data or Path(name) / "data.npz"
@@ -83,7 +85,7 @@ def main() -> None:
             np.savez(data, **{port.name: made_up(port, given.batch) for port in inputs})
         campaign = Campaign(
             str(given.model), str(data), samples=given.batch, single=True, trials=given.tried, batch=given.batch,
-            provider="cpu", threads=1,
+            provider="cpu", threads=1, include=tuple(given.include),
         )  # fmt: skip
         golden_s, trial_s = parts_of(campaign)
         stored_s = row_s(campaign, Path(name))
