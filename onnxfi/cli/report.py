@@ -331,7 +331,7 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
         table(f"All trials, {level}", ("Rate", "Share of", ">Value", ">Low", ">High"), rows)
     else:
         _table(f"By {swept_over(found)}, {level}", ">" + rate_name(found).partition(" (")[0], found.by_rate, task)
-    if found.by_layer:
+    if any(fold.trials for fold in found.by_layer):
         _table(f"By layer, {level}", "Layer", layers, task)
         if cut:
             print_line(cut)
@@ -339,7 +339,7 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
         lines = [{k: v for k, v in row.items() if k != "batch_runs"} for row in classes(found) if row["layer"] in names]
         if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in lines]:
             table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
-    if found.by_bit:
+    if any(fold.trials for fold in found.by_bit):
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials], task)
     for line in (*protection_notes(found), *notes(found)):
         print_line(line)

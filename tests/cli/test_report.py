@@ -111,3 +111,11 @@ def test_every_name_is_the_same_on_the_terminal_the_page_and_in_json(run: Run, t
     text = (tiny / "p.html").read_text()
     assert {"sdc1", "top1_changed", "critical"} <= set(names) and "SDC-1 (silent)" in text and "top-1 changed" in text
     assert "count trials by the gravest of their 12 samples" in text and page.json["judged"] == 12
+
+
+def test_no_table_is_printed_of_folds_that_no_trial_lies_in(run: Run, tiny: Path) -> None:
+    layout = Path(__file__).parents[2] / "examples" / "hardware" / "dimm.json"
+    words = ("--memory-layout", f"{layout},part=lane,effect=stuck-at-1", "--single", "--trials", 2, "-o", "s.db")
+    ran = run("run", "m.onnx", *DATA, *words)
+    assert ran.code == 0 and "All trials" in ran.out, ran.err
+    assert "By layer" not in ran.out and "By bit" not in ran.out
