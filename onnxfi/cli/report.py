@@ -273,6 +273,7 @@ def _check_figures(html: Path | None, stores: tuple[Path, ...], *, figures: bool
 
 def _print_side_by_side(found: Sequence[Report]) -> None:
     """Print several reports, a line each."""
+    from onnxfi.campaign.report.findings import turned_into_due
     from onnxfi.campaign.report.tables import comparison_rows, report_labels
     from onnxfi.campaign.report.validity_notes import of_trials, too_few
     from onnxfi.cli.terminal import number, print_line, table
@@ -295,12 +296,13 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
     if text := of_trials([one.judged for one in found], task):
         print_line(text)
     for one, label in zip(found, report_labels(found), strict=True):
-        if text := too_few(one):
+        for text in filter(None, (*turned_into_due(one), too_few(one))):
             print_line(f"{label}: {text}")
 
 
 def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
     """Print a report to the terminal, of its layers the first `top` (0: all), by a metric where `sort` names one."""
+    from onnxfi.campaign.report.findings import turned_into_due
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
     from onnxfi.campaign.report.validity_notes import notes, protection_notes
     from onnxfi.cli.terminal import count, number, print_line, print_note, table
@@ -341,7 +343,7 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
             table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if any(fold.trials for fold in found.by_bit):
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials], task)
-    for line in (*protection_notes(found), *notes(found)):
+    for line in (*turned_into_due(found), *protection_notes(found), *notes(found)):
         print_line(line)
     if found.errors:
         print_note(

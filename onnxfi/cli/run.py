@@ -387,6 +387,8 @@ def _progress_text(running: Running, counts: Counter[str], headline_sum: float, 
     confidence = running.plan.campaign.confidence
     rates = [(name, clopper_pearson(counts[name], n, confidence)) for name in ("masked", "sdc", "due")] if n else []
     rate_texts = [f"{name} {100 * i.estimate:.1f} % [{100 * i.low:.1f}, {100 * i.high:.1f}]" for name, i in rates]
-    if n and running.headline.share:  # the share of answers that faults have changed, over all trials
-        rate_texts.append(f"{running.headline.label} {running.headline.text(headline_sum / n)}")
+    if (
+        n and running.headline.share
+    ):  # the share of answers that faults have changed: first, a narrow terminal cuts the end
+        rate_texts.insert(0, f"{running.headline.label} {running.headline.text(headline_sum / n)}")
     return "  ".join([f"{before + done:,} of {running.total:,}", f"{rate:.3g}/s", f"{left} left", *rate_texts])

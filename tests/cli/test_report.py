@@ -8,6 +8,7 @@ from pathlib import Path
 from campaign_commands import DATA, SCHEMAS, SINGLE, Run
 from jsonschema import Draft202012Validator
 
+from onnxfi.campaign.report.findings import turned_into_due
 from onnxfi.campaign.report.report import report
 
 
@@ -33,6 +34,10 @@ def test_a_sweep_is_reported_by_rate(run: Run, tiny: Path) -> None:
     assert "onnxfi: sweep, 3 trials at each of 3 rates per bit: n = 9 trials" in ran.err
     rows = re.findall(r"^ +(0\.001|0\.01|0\.1) +3 ", ran.out, re.M)
     assert rows == ["0.001", "0.01", "0.1"] and "All trials" not in ran.out
+    falls = list(turned_into_due(report("m.onnxfi.db")))
+    assert falls and all(line in ran.out.splitlines() for line in falls), "a terminal may have no room for DUE"
+    beside = run("report", "m.onnxfi.db", "m.onnxfi.db").out.splitlines()
+    assert len([line for line in beside if line.endswith(falls[0])]) == 2
     one = run("run", "m.onnx", *DATA, "--ber", "1e-3", "--repeat", 3, "-o", "1.db")
     assert "All trials" in one.out and "By bit error rate" not in one.out
 

@@ -21,7 +21,7 @@ from onnxfi.tasks.task import Metric
 #: The answers that are not kept, whether silently or not.
 LOST = Metric("lost_answers", label="answers lost to SDC or DUE")
 #: The sentence where nothing can be compared.
-NOTHING_SHARED = "These campaigns have no rate and no metric in common; each stands for itself below."
+NOTHING_SHARED = "These campaigns have no metric at a common rate; each stands for itself below."
 #: Rates that are named in a sentence.
 _MOST_NAMED = 4
 

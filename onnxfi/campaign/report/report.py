@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.campaign.report.figures import figures, write_figures
+from onnxfi.campaign.report.findings import turned_into_due
 from onnxfi.campaign.report.html_page import write_page
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import swept_over, write_csv, write_latex
@@ -77,7 +78,9 @@ class Report(CampaignRates):
         columns, rows = self._rows()
         head = "".join(f"<th>{escape(name)}</th>" for name in columns)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        lines = "".join(f"<p>{escape(line)}</p>" for line in (*self._head(), *self._more(), *notes(self)))
+        lines = "".join(
+            f"<p>{escape(line)}</p>" for line in (*self._head(), *self._more(), *turned_into_due(self), *notes(self))
+        )
         return f"<div>{lines}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
     def _head(self) -> Iterator[str]:

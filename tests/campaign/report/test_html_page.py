@@ -291,6 +291,7 @@ addEventListener("load", async () => { for (const frame of document.querySelecto
   }
   page.body.style.paddingRight = "";
   measured.outside = all.filter((e) => !e.closest(".wide") && e.getBoundingClientRect().right > root.clientWidth + 1).length;
+  measured.cut = [...page.querySelectorAll(".harmful")].map((table) => table.parentElement.scrollWidth - table.parentElement.clientWidth);
   measured.charts = [...page.querySelectorAll(".chart > svg")].map((svg) => [svg.getBoundingClientRect().width, svg.querySelectorAll("rect,path,circle,line").length]);
   measured.tables = [...page.querySelectorAll("table.sorts")].map((table) => {
     const column = (k) => [...table.tBodies[0].rows].map((r) => r.cells[k].dataset.v ?? r.cells[k].textContent);
@@ -373,6 +374,9 @@ def test_a_person_would_not_frown(here: Path) -> None:
     assert [measured["width"] for measured in found] == [1280, 400, 1280, 400]
     for measured in found:
         assert measured["overflow"] <= 0 and measured["outside"] == 0 and measured["overlaps"] == []
+        assert measured["width"] == 400 or not any(measured["cut"]), (
+            "the words of the most harmful faults are seen whole"
+        )
         assert measured["broken"] == [], "no option ends its line behind a hyphen"
         assert measured["charts"] and all(250 < width <= 900 and marks > 3 for width, marks in measured["charts"])
         assert len(measured["tables"]) >= 4
