@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR_VERSION = 20, 10
-#: What is added to the scores of positions that may not be attended to; float16 holds it too.
+#: Added to the scores of positions that may not be attended to; float16 holds it too.
 MASKED = -1e4
 
 Weights = Mapping[str, NDArray[np.float32]]

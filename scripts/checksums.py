@@ -1,5 +1,6 @@
 """Renew models/SHA256SUMS, as `sha256sum -c` reads it: a line for each model and each file of data."""
 
+import argparse
 import hashlib
 from pathlib import Path
 
@@ -15,4 +16,5 @@ def write_checksums() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     write_checksums()

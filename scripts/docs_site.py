@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Pages beside docs/ that the site has too.
 PROJECT = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 PROJECT += [f"models/{page.name}" for page in sorted((ROOT / "models").glob("*.md"))]
-#: Where a page wants the reference of all commands.
+#: Marks the place of the reference of all commands in a page.
 PLACEHOLDER = "<!-- commands -->"
 _LINK = re.compile(r"\[([^][]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)

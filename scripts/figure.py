@@ -7,6 +7,7 @@ are campaigns, the last of them the report that draws; MAPS are those of an exam
 into FOLDER; tests/test_docs.py compares what the first two say with a new run.
 """
 
+import argparse
 import os
 import pty
 import re
@@ -53,11 +54,11 @@ CURVES = {
         "onnxfi report detector.db --figures figures",
     ),
 }
-#: What examples/spiking/parametric.py draws.
+#: Drawn by examples/spiking/parametric.py.
 MAPS = ("parametric-leak.svg", "parametric-threshold.svg")
-#: What examples/spiking/train_faulty.py draws, which needs PyTorch (`OUT=docs/figures`).
+#: Drawn by examples/spiking/train_faulty.py, which needs PyTorch (`OUT=docs/figures`).
 TRAINED = ("learning-curves.svg",)
-#: What scripts/protection.py draws, which takes some minutes.
+#: Drawn by scripts/protection.py, which takes some minutes.
 STUDIES = ("protection.svg",)
 # The figure asks no other server for a font, and takes the reader's own.
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
@@ -101,7 +102,9 @@ def draw(command: str, output: str, title: str) -> str:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "figures", metavar="FOLDER")
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, command in FIGURES.items():
         (folder / name).write_text(draw(command, printed(command), "onnxfi"), encoding="utf-8")

@@ -8,8 +8,8 @@ address nothing is changed. `scripts/release.sh` does this to the copy that it b
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -57,4 +57,8 @@ def main(source: Path, repository: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="root of the source tree")
+    parser.add_argument("repository", metavar="ADDRESS", help="address of the repository; empty: nothing is changed")
+    given = parser.parse_args()
+    main(given.source, given.repository)

@@ -11,6 +11,7 @@ Prompts are 32 held-out characters, every 400, without those behind which the go
 the campaign is kept in FOLDER (by default kv-cache in the current one); what it has is not run again.
 """
 
+import argparse
 import json
 import re
 import statistics
@@ -125,6 +126,8 @@ def table(trials: Iterable[Trial]) -> None:
 
 
 if __name__ == "__main__":
-    work = Path(sys.argv[1] if len(sys.argv) > 1 else "kv-cache")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("kv-cache"), metavar="FOLDER")
+    work = parser.parse_args().folder
     work.mkdir(exist_ok=True)
     table(measured(work))

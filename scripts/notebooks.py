@@ -5,9 +5,9 @@
 A script's cells begin with `# %%`; those that begin with `# %% [markdown]` are text. The notebooks hold no outputs.
 """
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 FOLDERS = [Path(__file__).resolve().parent.parent / "examples" / name for name in ("notebooks", "spiking")]
@@ -39,19 +39,21 @@ def notebook(script: str) -> str:
 
 
 def main() -> None:
-    stale = []
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where they differ")
+    check, stale = parser.parse_args().check, []
     for script in sorted(script for folder in FOLDERS for script in folder.glob("*.py")):
         file, text = script.with_suffix(".ipynb"), notebook(script.read_text(encoding="utf-8"))
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             stale.append(file.name)
-            if "--check" not in sys.argv:
+            if not check:
                 file.write_text(text, encoding="utf-8", newline="\n")
     print(
         f"{len(stale)} notebooks differ from their scripts: {', '.join(stale)}"
         if stale
         else "all notebooks are as their scripts"
     )
-    if stale and "--check" in sys.argv:
+    if stale and check:
         raise SystemExit(1)
 
 

@@ -6,8 +6,8 @@ Needs npm. `npm pack` holds each archive against the registry's SHA-512. A new v
 look at the page: tests/campaign/report/test_html_page.py drives it in a browser (`pytest -m slow`).
 """
 
+import argparse
 import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -31,7 +31,9 @@ def packed(package: str, folder: str) -> tuple[bytes, bytes]:
 
 
 def main() -> None:
-    check = "--check" in sys.argv[1:]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where they differ")
+    check = parser.parse_args().check
     for package, names in LIBRARIES.items():
         with tempfile.TemporaryDirectory() as scratch:
             contents = packed(package, scratch)

@@ -8,6 +8,7 @@ models/char_gpt.onnx. With data/fashion-mnist/ there (bash scripts/get_data.sh),
 10,000 test images is printed too. One machine with the same versions makes the same bytes twice.
 """
 
+import argparse
 import gzip
 import sys
 from pathlib import Path
@@ -83,4 +84,5 @@ def quantize_gpt(engine: OrtEngine) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     sys.exit(main())

@@ -8,6 +8,7 @@ writes tests/graph/spiking/: exported networks, and what plain snntorch answers 
 core tests need neither. The framework tests make many more and compare them at once.
 """
 
+import argparse
 import io
 import warnings
 from collections.abc import Callable
@@ -301,4 +302,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

@@ -35,7 +35,7 @@ from onnxfi.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, DATA = ROOT / "models" / "fashion_cnn.onnx", ROOT / "models" / "fashion_test.npz"
-#: What is in no store of a campaign twice the same: where and how fast it was run.
+#: In no two stores of a campaign the same: where and how fast it was run.
 APART = ("environment", "memory_bytes", "timeout_s")
 
 

@@ -10,6 +10,7 @@ axis of the array, RIGHT along the other, which of them is a word line is not kn
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -107,4 +108,6 @@ def main(files: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) if len(sys.argv) > 1 else __doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="results of LELAPE")
+    sys.exit(main(parser.parse_args().files))

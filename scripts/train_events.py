@@ -11,6 +11,7 @@ its brightness has changed by a threshold; some events are noise. The images are
 the format of N-MNIST. What the network is trained on is what onnxfi reads from such files, which the script checks.
 """
 
+import argparse
 import shutil
 import warnings
 from itertools import pairwise
@@ -172,4 +173,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

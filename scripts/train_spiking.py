@@ -10,6 +10,7 @@ scripts/spiking_graphs.py builds both files from the same weights; the script en
 differ.
 """
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -121,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

@@ -36,7 +36,7 @@ def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest
 
 @cache
 def _absent(mark: str, wanted: tuple[str, ...]) -> str:
-    """Why tests of this mark cannot run here; empty where they can."""
+    """Return why tests of this mark cannot run here; empty where they can."""
     if mark == "cuda":
         import onnxruntime as ort
 

@@ -31,7 +31,7 @@ SHOWN = {
         "alone at 1e-05",
     ],
 }
-#: What each leaves in the folder that it is given.
+#: Files that each leaves in the folder that it is given.
 LEFT = {
     "first_steps": set(),
     "campaign": {"sweep.db", "single.db", "single.html", "figures", "tables"},

@@ -51,6 +51,12 @@ def test_scripts_that_documents_and_scripts_name_exist() -> None:
     assert any(named_in.values())
 
 
+def test_a_script_that_is_asked_for_help_does_nothing_else() -> None:
+    for script in (ROOT / "scripts").rglob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        assert '__name__ == "__main__"' not in text or ".parse_args(" in text, script.name
+
+
 def test_ci_runs_the_readmes_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ("bash scripts/demo.sh", "bash scripts/test.sh"):

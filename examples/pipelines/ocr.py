@@ -28,7 +28,7 @@ LINES = (
     "Battery at 87 percent",
 )  # fmt: skip
 LINES_A_PAGE, WIDTH, HEIGHT = 2, 320, 96
-#: Where a pixel is text, how sure its line must be on average, and the share by which the shrunk line grows again.
+#: Scores above which a pixel is text and, on average, a line; the share by which the shrunk line grows again.
 PIXEL, LINE, GROWTH = 0.3, 0.6, 1.6
 LINE_HEIGHT = 48
 Arrays = Mapping[str, NDArray[np.generic]]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Seconds between two updates of the progress: of the bar on a terminal, and of lines elsewhere.
 _BAR_S, LINE_S = 0.5, 60.0
-#: What is kept of --time for the report: a share, and seconds at most.
+#: Kept of --time for the report: a share, and seconds at most.
 _REPORT_SHARE, _REPORT_S = 0.05, 5.0
 #: Seconds of trials after which the first line comes.
 FIRST_LINE_S = 5.0

@@ -72,7 +72,7 @@ class Header:
     #: The model's file as it was given, and the strata of a plan: hints for running the list.
     file: str = ""
     strata: tuple[dict[str, Any], ...] = ()
-    #: How many of the strata, the last ones, are rates that a sweep got later; their trials are numbered apart.
+    #: Number of the strata, the last ones, that are rates that a sweep got later; their trials are numbered apart.
     added: int = 0
     #: Scope of faults in activations; None for lists of weights alone.
     activations: ActivationSpace | None = None

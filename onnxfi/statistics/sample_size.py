@@ -20,7 +20,7 @@ from onnxfi.statistics.intervals import (
     stratified_interval,
 )
 
-#: Where counting what is needed ends.
+#: Sample size at which the search for what is needed ends.
 _MOST_NEEDED = 10**9
 #: Units in which the margin of a sample size holds.
 Per = Literal["network", "layer", "layer-bit", "data-aware"]

@@ -47,7 +47,7 @@ class Evaluation:
     provider: str
     note: str
     synthetic: bool = False
-    #: What the task keeps of the outputs of a batch.
+    #: The part of a batch's outputs that the task keeps.
     reduce: Reduce | None = field(default=None, repr=False, compare=False)
     #: A remark on how the scored output is read.
     reading: str = ""

@@ -10,6 +10,7 @@ more than 10 points of accuracy.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import tempfile
@@ -119,5 +120,9 @@ def forecast() -> None:
 
 
 if __name__ == "__main__":
-    verb, *rest = sys.argv[1:] or ["forecast"]
-    sys.exit({"published": lambda: published(rest), "scale": scale, "forecast": forecast}[verb]())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", nargs="?", choices=("published", "scale", "forecast"), default="forecast")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="for `published`")
+    given = parser.parse_args()
+    studies = {"published": lambda: published(given.models), "scale": scale, "forecast": forecast}
+    sys.exit(studies[given.study]())

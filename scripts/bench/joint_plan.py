@@ -10,6 +10,7 @@ and the share of an inference in which they are in memory. Ends with 1 where the
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -84,5 +85,7 @@ def check(name: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("network", nargs="?", default="fashion_cnn", metavar="NETWORK", help="of models/")
     with tempfile.TemporaryDirectory() as place:
-        sys.exit(check(*sys.argv[1:] or ["fashion_cnn"], Path(place)))
+        sys.exit(check(parser.parse_args().network, Path(place)))

@@ -10,11 +10,11 @@ median ratio of each way.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -127,16 +127,20 @@ def exported(net: nn.Module, x: torch.Tensor, path: Path) -> Path:
 
 
 def main() -> None:
-    batch, count = (int(text) for text in (sys.argv[1:3] + ["8", "20"][len(sys.argv[1:3]) :]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("batch", nargs="?", type=int, default=8, metavar="BATCH")
+    parser.add_argument("faults", nargs="?", type=int, default=20, metavar="FAULTS")
+    parser.add_argument("model", nargs="?", type=Path, metavar="RESNET18.onnx")
+    given = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    net, x = resnet18(), torch.randn(batch, 3, SIDE, SIDE)
+    net, x = resnet18(), torch.randn(given.batch, 3, SIDE, SIDE)
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        model = exported(net, x, Path(sys.argv[3]) if len(sys.argv) > 3 else Path(name) / "resnet18.onnx")
+        model = exported(net, x, given.model or Path(name) / "resnet18.onnx")
         golden = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
         feeds = {golden.get_inputs()[0].name: x.numpy()}
-        every, drawn = ways(net, x), faults(convs, count)
+        every, drawn = ways(net, x), faults(convs, given.faults)
         ratios: dict[str, list[float]] = {way: [] for way in every}
         for number, fault in enumerate(drawn):
             begun = time.perf_counter()

@@ -16,6 +16,7 @@ says something wrong more often than its confidence allows.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -145,5 +146,9 @@ def study(folder: Path, repetitions: int, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    place, *more = sys.argv[1:]
-    sys.exit(study(Path(place), int(more[0]) if more else REPETITIONS, more[1:]) and 1)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where ranking_pool.py wrote its pools")
+    parser.add_argument("repetitions", nargs="?", type=int, default=REPETITIONS, metavar="N")
+    parser.add_argument("networks", nargs="*", choices=list(NETWORKS), help="by default all that are there")
+    given = parser.parse_args()
+    sys.exit(study(given.folder, given.repetitions, given.networks) and 1)

@@ -8,8 +8,8 @@ Of a stratum with few sites the pool holds all, so that what is replayed from it
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -63,7 +63,10 @@ def pool(name: str, most: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    place, *names = sys.argv[1:]
-    Path(place).mkdir(exist_ok=True)
-    for name in names or NETWORKS:
-        pool(name, NETWORKS[name], Path(place))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the pools")
+    parser.add_argument("networks", nargs="*", choices=list(NETWORKS), help="by default all")
+    given = parser.parse_args()
+    given.folder.mkdir(exist_ok=True)
+    for network in given.networks or NETWORKS:
+        pool(network, NETWORKS[network], given.folder)

@@ -712,7 +712,7 @@ main()
     assert contents(place) == before
 
 
-#: How each verb meets a file that has code run, and the flag that names something else.
+#: The way in which each verb meets a file that has code run, and the flag that names something else.
 STRANGERS = (
     "run c.yaml --workers 0",
     "plan c.yaml",

@@ -49,7 +49,7 @@ def test_bash_defines_the_completion_of_the_command(run: Run) -> None:
     assert "_onnxfi_completion" in ran.stdout
 
 
-#: What starts each shell without anybody's settings, and lets it read the script.
+#: Command that starts each shell without anybody's settings, and lets it read the script.
 SHELLS = {
     "bash": (["bash", "--norc", "-i"], 'eval "$(onnxfi completion bash)"'),
     "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit && compinit -u -D; eval "$(onnxfi completion zsh)"'),

@@ -23,7 +23,7 @@ from onnxfi.protection.protections import parse_protection, protections
 RESOURCES = ("bytes", "macs")
 #: Protections of which a model takes one alone, since both add the same alarm.
 ALARMS = ("duplicate", "triplicate", "checksum")
-#: What is considered by default against faults in weights, and in activations.
+#: Considered by default against faults in weights, and in activations.
 DEFAULT_WITH = {
     "weights": ("parity", "secded", "tmr", "tmr:top=1", "tmr:top=2", "tmr:top=4", "tmr:top=9", "mset", "cep",
                 "clip-weights", "checksum"),

@@ -31,7 +31,7 @@ from onnxfi.protection.coded_memory import with_check_bits
 from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
 from onnxfi.tasks.task import Metric
 
-#: Where a trial was drawn: a stratum of an adaptive campaign, else a layer.
+#: Place where a trial was drawn: a stratum of an adaptive campaign, else a layer.
 Cell = int | str
 
 

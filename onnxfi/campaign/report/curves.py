@@ -34,7 +34,7 @@ from onnxfi.tasks.task import Metric
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-#: What a curve shows beside its line: the intervals of the means, or how the trials scatter.
+#: Shown beside the line of a curve: the intervals of the means, or how the trials scatter.
 Spread = Literal["interval", "sd", "quantiles", "violin"]
 #: The file formats of a figure.
 Kind = Literal["svg", "png", "pdf", "pgf"]

@@ -32,7 +32,7 @@ _FAR = 100
 _NO_LIMIT = 0.9
 #: The share of all harm that the named bits and layers make up, and how many are named.
 _MOST_HARM, _MOST_NAMED = 0.9, 4
-#: What is left of a sum of shares that is 1, after rounding.
+#: Rounding error of a sum of shares that is 1.
 _NOTHING = 1e-12
 
 

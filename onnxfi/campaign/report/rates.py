@@ -41,7 +41,7 @@ from onnxfi.tasks.task import OUTCOMES, Metric, Task
 Sums = NDArray[np.float64]
 #: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
 FEWEST = 30
-#: Where a trial belongs: its stratum, and its layer and bit.
+#: Place of a trial: its stratum, and its layer and bit.
 TrialCell = tuple[int, str | None, int | None]
 #: A stratum of a fold (None: all as one), its sums, and the sites of the fold there.
 _Part = tuple[int | None, Sums, int | None]

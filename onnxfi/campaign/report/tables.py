@@ -146,7 +146,7 @@ def values_by_rate(found: CampaignRates, metric: Metric) -> dict[str, NDArray[np
     return {key: np.array(one) for key, one in values.items()}
 
 
-#: What TeX reads as a command, and how it is written as itself.
+#: Characters that TeX reads as commands, each as it is written as itself.
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "−": "-", "…": r"\ldots{}", "×": r"\texttimes{}",

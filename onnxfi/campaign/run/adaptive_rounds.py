@@ -50,7 +50,7 @@ _FIRST_SIMPLE, _NEXT_SIMPLE = 100, 10
 _GUESS = 0.02
 
 
-#: What was known before a round: its allocation, and the aim of each ranked part.
+#: Known before a round: its allocation, and the aim of each ranked part.
 Known = tuple[Allocation, Floats]
 
 

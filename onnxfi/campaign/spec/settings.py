@@ -20,7 +20,7 @@ DueCause = Literal["error", "timeout", "crash", "memory", "nonfinite"]
 #: Units that count as layers: the modules of the source framework, or every tensor.
 Layers = Literal["modules", "tensors"]
 _Route = Literal["auto", "late-start", "early-stop", "full"]
-#: What counts as the outcome of a sample: any changed bit of the outputs, or the class alone.
+#: The outcome of a sample: any changed bit of the outputs, or the class alone.
 OutcomeKind = Literal["bits", "class"]
 DUE: tuple[DueCause, ...] = get_args(DueCause)
 _MOST_AXES = 64

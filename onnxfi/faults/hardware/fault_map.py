@@ -22,7 +22,7 @@ from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.sites import Target
 from onnxfi.faults.words import Mask, Word
 
-#: What a failing cell does: read the other value, read 1, read 0.
+#: Behaviour of a failing cell: read the other value, read 1, read 0.
 _EFFECTS = (Flip(), StuckAt1(), StuckAt0())
 #: Streams of a memory: each direction by the number of the measured point, above those of trials.
 _UP, _DOWN, _WHICH = 1 << 48, 2 << 48, 3 << 48

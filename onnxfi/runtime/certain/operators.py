@@ -297,7 +297,7 @@ class Sum:
     other: Floats = field(repr=False)
     #: A runtime may start the sum of the operator before with it; then it is rounded as often as the terms of that.
     terms: int = 1
-    #: Whether it is a stored tensor [channels, …], the same for all samples.
+    #: True of a stored tensor [channels, …], which is the same for all samples.
     stored: bool = False
 
     def of_samples(self, samples: NDArray[np.int64] | slice) -> Sum:

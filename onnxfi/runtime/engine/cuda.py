@@ -170,7 +170,7 @@ class Device:
 
 
 def no_cuda() -> str | None:
-    """Why no CUDA device can be used, asked of NVIDIA's driver, once a process; None if there is one."""
+    """Return why no CUDA device can be used, asked of NVIDIA's driver, once a process; None if there is one."""
     driver, why = _driver()
     return why if driver is None else None
 

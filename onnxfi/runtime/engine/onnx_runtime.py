@@ -62,7 +62,7 @@ _LEVELS = {
     "off": "ORT_DISABLE_ALL",
 }
 _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is given, each with its own memory
-#: What helps where the runtime refuses a model with these words.
+#: Remedies, by words with which the runtime refuses a model.
 _REMEDIES = {
     "not a registered function/op": "; --custom-ops names the library that has it",
     "Could not find an implementation": (
@@ -458,7 +458,7 @@ def short_name(provider: str) -> str:
 
 
 def _why_missing(ort: Any, provider: str) -> str:
-    """Why ONNX Runtime left a provider out; it says so on stderr only."""
+    """Return the reason why ONNX Runtime left a provider out, which it prints on stderr only."""
     pattern = {"win32": "onnxruntime_providers_{}.dll", "darwin": "libonnxruntime_providers_{}.dylib"}
     name = pattern.get(sys.platform, "libonnxruntime_providers_{}.so").format(short_name(provider))
     library = Path(ort.__file__).parent / "capi" / name

@@ -20,7 +20,7 @@ from onnxfi.faults import sampling
 from onnxfi.runtime.engine.ports import Array, same_bytes
 from onnxfi.runtime.generation.decoder_stages import DecoderStage, EncoderStage, Part
 
-#: What stands for a token behind the end of a text, or of a prompt.
+#: Stands for a token behind the end of a text, or of a prompt.
 NO_TOKEN = -1
 #: Changes the cache in front of a step: the number of the step, and the cache by input.
 EditCache = Callable[[int, Mapping[str, Array]], Mapping[str, Array]]

@@ -213,7 +213,7 @@ INJECTED: dict[str, dict[str, Any]] = {
 }
 
 
-#: Those of the core tests: one of neurons, and one of activations from a step on.
+#: In the core tests: one of neurons, and one of activations from a step on.
 CORE = ("neurons", "membranes")
 
 

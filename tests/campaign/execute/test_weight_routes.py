@@ -25,7 +25,7 @@ from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
-#: Those of the core tests: floats, half floats and integers, as they lie and as they are fused.
+#: In the core tests: floats, half floats and integers, as they lie and as they are fused.
 CORE = (("cnn", "off"), ("gru", "all"), ("cnn_fp16", "off"), ("cnn_int8_qdq", "all"))
 
 

@@ -10,7 +10,7 @@ from onnxfi.campaign.gate.budget import load_budget
 from onnxfi.campaign.spec.spec_file import load_spec
 from onnxfi.errors import SpecError
 
-#: What a file may hold that has code of its author run, and whether naming something else by a flag is enough.
+#: Contents of a file that have code of its author run, and whether naming something else by a flag is enough.
 CODE = {
     "data: own.module:function": "data",
     "data: own:function\nsamples: 3": "data",

@@ -44,9 +44,9 @@ RECIPES = {
     "fp16": Recipe("fp16"),
     "bf16": Recipe("bf16"),
 }
-#: Those of the core tests: one of each mode.
+#: In the core tests: one of each mode.
 CORE = ("static", "static qoperator", "static int4", "dynamic", "weight-only int4", "fp16", "bf16")
-#: What the number formats of the weights are, and the scheme.
+#: Number formats of the weights, and the scheme.
 FORMATS = {
     "static uint8 weights": ("uint8", "QDQ"), "static qoperator": ("int8", "QOperator"), "static int4": ("int4", "QDQ"),
     "dynamic": ("int8", "dynamic"), "dynamic uint8": ("uint8", "dynamic"), "dynamic per channel": ("int8", "dynamic"),
