@@ -23,8 +23,10 @@ from onnxfi.campaign.run import runner
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import DESIGNS
 from onnxfi.campaign.spec.flat_fields import flat_fields
+from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Scoring
 from onnxfi.cli.commands import COMMANDS, group
 from onnxfi.converters import convert
+from onnxfi.converters.torch import convert as convert_torch
 from onnxfi.errors import DataError, InputError, ModelError, SpecError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
@@ -194,25 +196,33 @@ def test_the_version_is_that_of_the_package() -> None:
     assert onnxfi.__version__.count(".") == 2
 
 
-#: The functions of each verb, and its flags that are no parameters there: the answer is a value, which has them as methods
-#: or fields, or the value that is given holds them.
 #: Flags that are short for a `fault`.
 HARDWARE = {"fault_map", "memory_layout", "array"}
+#: The functions of each verb, and its flags that are no parameters there: the answer is a value, which has them as methods
+#: or fields, or the value or the function that is given says them (the file of a stage, the target of an instrumented model).
 TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
-    "convert": ((convert,), {"factory", "input_shape", "opset"}),
-    "inspect": ((onnxfi.inspect,), set()),
+    "convert": ((convert, convert_torch), set()),  # of all frameworks it takes the most
+    "inspect": ((onnxfi.inspect, onnxfi.inspect_activations, onnxfi.load), {"stage"}),
     "inject": (
-        (onnxfi.sample, onnxfi.inject, onnxfi.inject_activations, onnxfi.replay, onnxfi.undo),
-        {"undo", *HARDWARE},
+        (
+            onnxfi.sample,
+            onnxfi.inject,
+            onnxfi.inject_activations,
+            onnxfi.replay,
+            onnxfi.undo,
+            onnxfi.evaluate,
+            onnxfi.load,
+        ),
+        {"undo", "stage", *HARDWARE},
     ),
     "eval": ((onnxfi.evaluate,), set()),
-    "instrument": ((onnxfi.instrument, onnxfi.expose_neurons), set()),
-    "quantize": ((onnxfi.quantize, onnxfi.Recipe), set()),
-    "protect": ((onnxfi.protect,), set()),
+    "instrument": ((onnxfi.instrument, onnxfi.expose_neurons, onnxfi.load), {"target"}),
+    "quantize": ((onnxfi.quantize, onnxfi.Recipe, onnxfi.evaluate), set()),
+    "protect": ((onnxfi.protect, onnxfi.evaluate), set()),
     "compare": ((onnxfi.compare,), {"out", "html", "figure_folder", "paired", "allow_calibration_data"}),
     "assess": ((onnxfi.assess,), set()),
     "attack": ((onnxfi.attack,), set()),
-    "census": ((onnxfi.census,), {"csv_file"}),
+    "census": ((onnxfi.census, onnxfi.load), {"csv_file"}),
     "fit": ((onnxfi.fit,), set()),
     "plan-protection": ((onnxfi.plan_protection,), set()),
     "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times", "environment", *HARDWARE}),
@@ -256,16 +266,29 @@ WITHOUT = {"show", "demo", "doctor", "completion", "help"}
 def test_every_verb_has_its_twin_and_flags_have_the_names_of_parameters() -> None:
     assert set(TWINS) | WITHOUT == set(COMMANDS)
     context = click.Context(group)
-    fields = {field.name for kind in (Selector, *DESIGNS) for field in dataclasses.fields(kind)} | set(
-        flat_fields(Campaign)
-    )
+    names = {kind: set(flat_fields(kind)) for kind in (Campaign, DataSettings, EngineSettings, Scoring)}
+    selection = {field.name for field in dataclasses.fields(Selector)}
+    designs = {field.name for kind in DESIGNS for field in dataclasses.fields(kind)}
+    model_verb = names[DataSettings] | names[EngineSettings]
+    taken: dict[Any, set[str]] = {
+        onnxfi.evaluate: model_verb | names[Scoring],
+        onnxfi.quantize: model_verb,
+        onnxfi.protect: model_verb | selection,
+    }
     for verb, (functions, otherwise) in TWINS.items():
         command = group.get_command(context, verb)
         assert command is not None
-        named = [inspect.signature(function).parameters for function in functions]
-        known = {name for parameters in named for name in parameters}
-        if any(one.kind is one.VAR_KEYWORD for parameters in named for one in parameters.values()):
-            known |= fields
+        known = set[str]()
+        for function in functions:
+            parameters = inspect.signature(function).parameters
+            known |= set(parameters)
+            for one in (one.name for one in parameters.values() if one.kind is one.VAR_KEYWORD):
+                own = {
+                    "options": set(),
+                    "selection": selection,
+                    "fields": taken.get(function, names[Campaign] | designs),
+                }
+                known |= own[one]
         assert {param.name for param in command.params} - known - {"as_json"} == otherwise, verb
 
 
