@@ -20,10 +20,11 @@ from typing import Any
 import onnx
 import pytest
 from reported_campaigns import campaign, singles, sweep
-from tiny_campaigns import mlp
+from tiny_campaigns import mlp, ran, samples
 
 from onnxfi.campaign.report.differences import NOTHING_SHARED
 from onnxfi.campaign.report.html_page import LIBRARIES, harmful, page, recipes, write_page
+from onnxfi.campaign.report.report import report
 from onnxfi.campaign.report.tables import (
     comparison_rows,
     layer_bit_cells,
@@ -85,6 +86,16 @@ def test_the_page_needs_nothing_else_and_shows_everything(here: Path) -> None:
     assert "<h1>m</h1>" in shown, "the title is the model's"
     first = re.search(r'<ul class="lead"><li>(.*?)</li>', shown)
     assert first and ("one answer in" in first[1] or "Too few trials" in first[1]), "the verdict comes first"
+
+
+@pytest.mark.parametrize("data", ["d.npz", None])
+def test_sentences_have_a_space_between_them(here: Path, data: str | None) -> None:
+    mlp(here)
+    samples(here)
+    ran(campaign(data=data, single=True, trials=6), here / "s.db")
+    text = page([report(here / "s.db")])
+    shown = html.unescape(re.sub("</?(span|code|b)[^>]*>", "", text[: text.index('<script type="text/plain"')]))
+    assert not re.findall(r"[a-z%][.:;][A-Z][a-z]+ .*", re.sub(r"<style.*?</style>", "", shown, flags=re.S))
 
 
 def test_scripts_and_styles_are_those_that_the_policy_names(here: Path) -> None:
