@@ -280,26 +280,23 @@ class _Making:
         while self.opens_again and (place := next_rate(len(rates), curve)) is not None:
             self.phase(f"bisecting to the knee: {rates[place]:g} per bit")
             self._run_rates([rates[place]], _MANY, _FEW)
-            curve, trials = self._measured(rates)
-            if place not in trials:
+            curve = self._measured(rates)
+            if place not in curve.trials:
                 return
         while self.opens_again and (around := sorted(curve.around(len(rates)))):
-            fewest = min(trials.get(place, 0) for place in around)
+            fewest = min(curve.trials.get(place, 0) for place in around)
             repeat = 2 * fewest if fewest >= _MANY else _MANY
             low, high = rates[around[0]], rates[around[-1]]
             self.phase(f"{repeat} trials at each rate around the knee, {low:g} to {high:g} per bit")
             self._run_rates([rates[place] for place in around], repeat)
-            curve, trials = self._measured(rates)
+            curve = self._measured(rates)
 
-    def _measured(self, rates: tuple[float, ...]) -> tuple[Curve, dict[int, int]]:
-        """Return the curve of the sweep, and the trials at each rate by its number; learn how long it takes to read."""
+    def _measured(self, rates: tuple[float, ...]) -> Curve:
+        """Return the curve of the sweep; learn how long it takes to read."""
         now = time.monotonic()
         found = self.report(SWEEP)
         self.sweep_end_s = 2 * (time.monotonic() - now)  # it is read once more at the end, and drawn
-        if found is None:
-            return Curve(), {}
-        trials = {rates.index(float(fold.key)): fold.trials for fold in found.by_rate if fold.trials}
-        return Curve.of(found, rates), trials
+        return Curve() if found is None else Curve.of(found, rates)
 
     def _run_rates(self, rates: list[float], repeat: int, enough: int | None = None) -> None:
         """Run trials at some rates; `enough` of them, or all where nothing else can be opened any more.

@@ -109,25 +109,28 @@ def measured(found: CampaignRates) -> tuple[Metric, float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses against the golden run by the number of the rate, as far as they were measured.
+    """Losses against the golden run by the number of the rate, as far as they were measured; and the trials at each.
 
     >>> Curve({0: 0.0, 2: 0.3}).around(5)
     {0, 1, 2}
     """
 
     losses: Mapping[int, float] = field(default_factory=dict)
+    trials: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: CampaignRates, rates: Sequence[float] | None = None) -> Curve:
-        """Return the curve of a sweep, its rates numbered as in `rates`."""
+        """Return the curve of a sweep: of all its rates, or of those in `rates`, numbered as there."""
         metric, golden = measured(found)
-        losses = {}
+        losses, trials = dict[int, float](), dict[int, int]()
         for number, fold in enumerate(found.by_rate):
-            i = fold.estimated(metric.name)
-            if i is not None and fold.trials:
-                place = number if rates is None else rates.index(float(fold.key))
+            if not fold.trials or (rates is not None and float(fold.key) not in rates):
+                continue
+            place = number if rates is None else rates.index(float(fold.key))
+            trials[place] = fold.trials
+            if (i := fold.estimated(metric.name)) is not None:
                 losses[place] = golden - i.estimate if metric.better == "higher" else i.estimate - golden
-        return cls(losses)
+        return cls(losses, trials)
 
     @property
     def kept(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 from reported_campaigns import rows_of, singles, sweep
 
 from onnxfi.campaign.report.findings import (
+    Curve,
     any_bit,
     cost_sentences,
     design,
@@ -35,6 +36,17 @@ def with_shares(found: CampaignRates, pairs: list[tuple[float, float]]) -> Campa
         for k, (sdc, due) in enumerate(pairs)
     ]  # fmt: skip
     return dataclasses.replace(found, by_rate=tuple(folds))
+
+
+def test_a_curve_has_the_rates_that_it_is_asked_for(here: Path) -> None:
+    found = sweep(here)
+    whole = Curve.of(found)
+    assert [*whole.losses] == [*whole.trials] == [0, 1, 2]
+    part = Curve.of(found, (1e-2, 1e-4, 1e-6))
+    assert part.losses == {0: whole.losses[2], 1: whole.losses[0]} and part.trials == {
+        0: whole.trials[2],
+        1: whole.trials[0],
+    }
 
 
 def test_a_fall_into_due_is_no_improvement(here: Path) -> None:
