@@ -13,7 +13,7 @@ import mmap
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -283,17 +283,17 @@ def write_copy(
     check_output_files(model, files)
     splices = [*change.splices, *_renamed(model, [f.name for f in files[1:]])]
     done, total = 0, sum(source.size for source in model.sources)
-    with atomic_files(files) as streams, _Behind(both=both) as behind:
+    # Threads end before the files that they write are closed, also where an error or an interrupt stops the copy.
+    with atomic_files(files) as streams, ExitStack() as copies, _Behind(both=both) as behind:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
-            copy = SparseFile(stream, direct=source.size >= _DIRECT)
-            with closing(copy):
-                for old, new in _joined(_chunks(source, change.bytes_of(number), [] if number else _lengths(splices))):
-                    behind.take(old, new, copy.write)
-                    done += len(old)
-                    if progress is not None:
-                        progress(done, total)
-                behind.finish()
-                copy.finish()
+            copy = copies.enter_context(closing(SparseFile(stream, direct=source.size >= _DIRECT)))
+            for old, new in _joined(_chunks(source, change.bytes_of(number), [] if number else _lengths(splices))):
+                behind.take(old, new, copy.write)
+                done += len(old)
+                if progress is not None:
+                    progress(done, total)
+            behind.finish()
+            copy.finish()
         digest = behind.digest(model)
         if expect is not None and digest != expect:
             raise FaultListError(f"the digest of the result would be {digest}, not {expect}; nothing was written")

@@ -52,7 +52,7 @@ class SparseFile:
             self._direct = None
 
     def _write_direct(self, at: int, view: memoryview) -> int:
-        """Write blocks past the page cache; return how many bytes, of all or of none."""
+        """Write blocks past the page cache, as far as it goes; return how many bytes, a multiple of a block."""
         done, size = 0, len(view) - len(view) % _BLOCK
         while self._direct is not None and at % _BLOCK == 0 and done < size:
             try:

@@ -29,6 +29,7 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write import output_file
 from onnxfi.graph.write.output_file import atomic_files
+from onnxfi.graph.write.sparse_file import SparseFile
 from onnxfi.runtime.inject.weights import inject, replay, sample, undo
 
 ROOT = Path(__file__).parents[3]
@@ -510,6 +511,34 @@ def test_an_input_that_changes_meanwhile_is_noticed(simple: Path, tmp_path: Path
     with pytest.raises(ModelError, match="changed while it was being read"):
         inject(held, drawn, tmp_path / "o.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_interrupt_closes_no_file_that_a_thread_still_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    count = 1 << 18
+    source = saved(tmp_path / "in", [external("w", "w.bin", [count])], w_dot_bin=numbers(count))
+    steps, write, close = list[str](), SparseFile.write, SparseFile.close
+
+    def slow(file: SparseFile, chunk: Any) -> None:
+        time.sleep(0.05)
+        write(file, chunk)
+        steps.append("written")
+
+    def closed(file: SparseFile) -> None:
+        steps.append("closed")
+        close(file)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SparseFile, "write", slow)
+    monkeypatch.setattr(SparseFile, "close", closed)
+    with pytest.raises(KeyboardInterrupt):
+        inject(load(source), sample(load(source), count=1), tmp_path / "o.onnx", progress=interrupt)
+    assert steps[-1] == "closed" and not (tmp_path / "o.onnx").exists()
 
 
 def test_progress_counts_every_byte(simple: Path, tmp_path: Path) -> None:
