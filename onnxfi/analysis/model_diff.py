@@ -7,6 +7,7 @@ compared.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -301,10 +302,12 @@ class _Distance:
 
     @property
     def relative(self) -> float:
-        """The L2 norm of the difference over that of the first tensor."""
+        """The L2 norm of the difference over that of the first tensor; infinite where a number is not finite."""
         if not self._squares:
             return 0.0
-        return float(np.sqrt(self._squares / self._norm)) if self._norm else np.inf
+        if not self._norm or not math.isfinite(self._squares + self._norm):
+            return math.inf
+        return math.sqrt(self._squares / self._norm)
 
 
 def _chunks(target: Target) -> Iterator[NDArray[np.int64]]:

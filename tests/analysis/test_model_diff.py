@@ -59,6 +59,10 @@ def test_a_number_that_is_not_finite_is_infinitely_far() -> None:
         one.largest == one.relative == np.inf
         and diff(golden, damaged).document()["tensors"][0]["largest"] == "Infinity"
     )
+    for value in ("nan", "inf"):  # in both, and another number differs: there is no distance to put it in relation to
+        held = load(inject(golden, sample(golden, sites=["fc1.weight[5]"], fault=f"set:value={value}")).data or b"")
+        (one,) = diff(held, inject(held, sample(held, sites=["fc1.weight[9]:30"])).data or b"").tensors
+        assert one.words == 1 and one.largest < np.inf and one.relative == np.inf
 
 
 def test_the_list_is_replayed(here: Path) -> None:
