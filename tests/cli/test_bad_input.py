@@ -607,8 +607,6 @@ def exec_module(self, module):
     load(self, module)
 m.ExtensionFileLoader.exec_module = exec_module
 from onnxfi.cli import main
-from onnxfi.cli.commands import COMMANDS, group
-from onnxfi.errors import InputError
 sys.argv = ["onnxfi", "eval", "m.onnx"]
 main()
 """
@@ -695,8 +693,6 @@ def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
     program = f"""
 import os, signal, sys
 from onnxfi.cli import main
-from onnxfi.cli.commands import COMMANDS, group
-from onnxfi.errors import InputError
 from onnxfi.graph.write.sparse_file import SparseFile
 put = SparseFile.write
 def half(*given):
