@@ -83,9 +83,9 @@ def imported(spec: str, *folders: str, what: str = "") -> Any:
     with importable(*folders):
         try:
             found = import_module(module)
+            if hasattr(found, name):  # which a module may load only now
+                return getattr(found, name)
         except (Exception, SystemExit) as error:
             summary = " ".join(str(error).split())[:_LONGEST]
             raise InputError(f"{said}: {type(error).__name__}: {summary}") from error
-    if not hasattr(found, name):
-        raise InputError(f"{said}: module {module!r} has no {name!r}{closest(name, dir(found))}")
-    return getattr(found, name)
+    raise InputError(f"{said}: module {module!r} has no {name!r}{closest(name, dir(found))}")
