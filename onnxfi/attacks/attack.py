@@ -305,10 +305,14 @@ def _classifying(fields: Mapping[str, Any], data: Data) -> dict[str, Any]:
 def _counts(attack_samples: int, seed: int, seeds: int, random_trials: int) -> tuple[int, int, int, int]:
     """Return these numbers as Python's; InputError for one that is none, or out of range."""
     seeds, random_trials = named_whole("seeds", seeds), named_whole("random_trials", random_trials)
-    for name, value, least, most in (("seeds", seeds, 1, _MOST_SEEDS), ("random_trials", random_trials, 0, 10_000)):
-        if not least <= value <= most:
-            raise InputError(f"{name} {value} is out of range; give a whole number up to {most:,}")
+    _check_range("seeds", seeds, 1, _MOST_SEEDS)
+    _check_range("random_trials", random_trials, 0, 10_000)
     return named_whole("attack_samples", attack_samples), named_whole("seed", seed), seeds, random_trials
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InputError(f"{name} {value} is out of range; give a whole number from {least} to {most:,}")
 
 
 def _goal(source_class: int | None, target_class: int | None) -> Goal:
@@ -362,15 +366,10 @@ def _rules(given: Rules, attack_samples: int, gradients: object) -> Rules:
         raise InputError(f"unknown method {given.method!r}{closest(given.method, METHODS)}")
     if (given.method == "gradient") != (gradients is not None):
         raise InputError("the method gradient takes gradients by tensor, and no other does; give both or neither")
-    limits = (
-        ("flips", given.flips, 1, _MOST_FLIPS),
-        ("candidates", given.candidates, 1, _MOST_CANDIDATES),
-        ("first_tensors", given.first_tensors, 1, 1_000),
-        ("screen", given.screen, 0, attack_samples),
-    )
-    for name, value, least, most in limits:
-        if not least <= value <= most:
-            raise InputError(f"{name} {value} is out of range; give a whole number from {least} to {most:,}")
+    _check_range("flips", given.flips, 1, _MOST_FLIPS)
+    _check_range("candidates", given.candidates, 1, _MOST_CANDIDATES)
+    _check_range("first_tensors", given.first_tensors, 1, 1_000)
+    _check_range("screen", given.screen, 0, max(attack_samples, 0))
     return given
 
 
