@@ -714,13 +714,15 @@ def test_trials_of_one_fault_are_written_and_read_together(dtype: str, text: str
     several = tuple(Target(name, word, (40,)) for name in ("a", "b"))
     faults = draw_faults(Selector().space(several, event), Sampler("count", n=9, seed=seed), event)
     stored = np.random.default_rng(seed).integers(0, 1 << min(word.bits, 63), len(faults), np.uint64)
-    placed = dataclasses.replace(apply_faults(faults, stored)[0], real_values=None)
-    trials = range(5, 5 + len(placed))
-    lines = [*single_lines(trials, placed)]
-    alone = [placed.pick(slice(n, n + 1)) for n in range(len(placed))]
-    assert lines == [
-        "\n".join(trial_lines(trial, one, Sampler("sites"), ())) for trial, one in zip(trials, alone, strict=True)
-    ]
+    plain, trials = dataclasses.replace(apply_faults(faults, stored)[0], real_values=None), range(5, 5 + len(faults))
+    real = np.random.default_rng(seed).normal(size=(2, len(faults))).astype(np.float32)
+    real[:, ::2] = np.nan
+    for placed in (dataclasses.replace(plain, real_values=real), plain):
+        lines = [*single_lines(trials, placed)]
+        alone = [placed.pick(slice(n, n + 1)) for n in range(len(placed))]
+        assert lines == [
+            "\n".join(trial_lines(trial, one, Sampler("sites"), ())) for trial, one in zip(trials, alone, strict=True)
+        ]
     header = Header("0" * 64, text, Selector(), Sampler("count", n=1))
     found = LineReader(header, several, "a list").singles([*lines, '{"trial": 99, "sampler": "count"}'])
     assert found[-1] is None and found[:-1] == alone
