@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from itertools import chain
 from pathlib import Path
 
 from onnxfi.campaign.certain.class_executor import open_executor
@@ -43,7 +42,7 @@ def steps(campaign: Campaign, folder: Path) -> dict[str, float]:
         tasks = [*store.pending()]
         done("plan out of the store")
         batches = batches_by_tensor(iter(tasks), executor.most_at_once, 1)
-        results = [*chain(run_in_process(executor, golden, plan.header, batches))]
+        results = [*run_in_process(executor, golden, plan.header, batches)]
         done("read, prove or run, judge")
         store.add(results)
         done("results into the store")
