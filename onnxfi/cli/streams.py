@@ -30,7 +30,7 @@ def named(text: str) -> str:
 
 def from_stdin(file: Path) -> bool:
     """Return whether a path is that of a scratch file with what came from standard input."""
-    return named(str(file)) == "standard input"
+    return named(f"{file.parent.name}/{file.name}") == "standard input"
 
 
 class InputFile(click.Path):

@@ -10,6 +10,7 @@ import pytest
 from tiny_campaigns import mlp, ran, samples
 
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.cli.streams import from_stdin
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.inject.weights import inject, sample
 
@@ -56,6 +57,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def called(folder: Path, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     line = [sys.executable, "-m", "onnxfi", *words]
     return subprocess.run(line, cwd=folder, input=given, capture_output=True, check=False)
+
+
+def test_a_scratch_file_is_known_in_any_folder() -> None:
+    here = Path("/tmp/of a person/onnxfi-0123456789abcdef")
+    assert from_stdin(here / "stdin.onnx") and from_stdin(here / "stdin.yaml")
+    assert not from_stdin(here / "stdout") and not from_stdin(here.parent / "stdin.onnx")
 
 
 @pytest.mark.slow
