@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import (
-    CODE,
-    JSON,
-    LINKS,
-    MODEL,
-    PATH,
-    Duration,
-    GroupedCommand,
-    given_flags,
-    run_options,
-    select_options,
-)
+from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, PATH, RUN, SELECT, Duration, given_flags, verb
 
 if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment
@@ -28,42 +17,27 @@ if TYPE_CHECKING:
 _WORST = 5
 
 
-@click.command("assess", cls=GroupedCommand, short_help="Assess MODEL in minutes: what breaks, where, how sure.")
-@MODEL
-@select_options
-@run_options
-@click.option(
-    "--time",
-    "time_s",
-    type=Duration(),
-    default="5m",
-    show_default=True,
-    metavar="TIME",
-    help="Time that it takes, as 90s, 5m or 1h.",
+_OPTIONS = (
+    click.option("--time", "time_s", type=Duration(), default="5m", show_default=True, metavar="TIME", help="Time that it takes, as 90s, 5m or 1h."),
+    click.option("--environment", type=PATH, metavar="FILE", help="Environment (YAML): memories, upset rates, mission; adds FIT."),
+    click.option("--confidence", type=float, default=0.95, metavar="C", show_default=True, help="Confidence of every interval."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw."),
+    click.option("-o", "--out", type=PATH, metavar="DIR", help="Folder of the stores and the page (default: MODEL-stem.assess in this folder)."),
+    click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this process (default: one per core)."),
+)  # fmt: skip
+
+
+@verb(
+    "assess",
+    "Assess MODEL in minutes: what breaks, where, how sure.",
+    MODEL,
+    *SELECT,
+    *RUN,
+    *_OPTIONS,
+    LINKS,
+    CODE,
+    JSON,
 )
-@click.option(
-    "--environment", type=PATH, metavar="FILE", help="Environment (YAML): memories, upset rates, mission; adds FIT."
-)
-@click.option(
-    "--confidence", type=float, default=0.95, metavar="C", show_default=True, help="Confidence of every interval."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
-@click.option(
-    "-o",
-    "--out",
-    type=PATH,
-    metavar="DIR",
-    help="Folder of the stores and the page (default: MODEL-stem.assess in this folder).",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Worker processes; 0 runs trials in this process (default: one per core).",
-)
-@LINKS
-@CODE
-@JSON
 def command(
     model: Path, time_s: float, environment: Path | None, out: Path | None, workers: int | None, as_json: bool, allow_code: bool, **flags: Any
 ) -> None:  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options, selector_of
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, RUN, SELECT, selector_of, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -21,90 +21,25 @@ if TYPE_CHECKING:
 _LONGEST_SITE = 36
 
 
-@click.command("attack", cls=GroupedCommand, short_help="Search the few flips that harm MODEL most.")
-@MODEL
-@select_options
-@run_options
-@click.option(
-    "--method",
-    default="search",
-    show_default=True,
-    metavar="METHOD",
-    help="search: run candidates of every tensor, keep the best, one flip after the other; gradient: the same with candidates from --gradients; sign, exponent: that bit of the largest words of the first tensors, nothing is run.",
-)
-@click.option("--flips", type=int, default=10, show_default=True, metavar="K", help="The most flips.")
-@click.option(
-    "--source-class",
-    type=int,
-    metavar="CLASS",
-    help="With --target-class: the class whose samples are attacked (default: all others).",
-)
-@click.option(
-    "--target-class",
-    type=int,
-    metavar="CLASS",
-    help="Class as which the attacked samples are to be answered, the other samples as before (default: any wrong class).",
-)
-@click.option(
-    "--attack-samples",
-    type=int,
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Samples, at random, that flips are tried on; all others are scored.",
-)
-@click.option(
-    "--candidates",
-    type=int,
-    default=32,
-    show_default=True,
-    metavar="N",
-    help="Flips of each tensor that are run in each round.",
-)
-@click.option(
-    "--first-tensors",
-    type=int,
-    default=3,
-    show_default=True,
-    metavar="N",
-    help="Tensors, from the first on, that sign and exponent take.",
-)
-@click.option(
-    "--screen",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Run all candidates on the first N attack samples, and only the best --candidates of them on all; 0: all on all.",
-)
-@click.option("--gradients", type=PATH, metavar="NPZ", help="Gradient of the loss by tensor, for --method gradient.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attack batch.")
-@click.option(
-    "--seeds",
-    type=int,
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Searches, each with an attack batch of its own.",
-)
-@click.option(
-    "--random-trials",
-    type=int,
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="Trials of 1, 10, 100, … random flips to compare with; 0 for none.",
-)
-@click.option(
-    "--also",
-    type=PATH,
-    multiple=True,
-    metavar="MODEL",
-    help="Score the flips on this model too, as on a protected one: it has the same tensors. Repeatable.",
-)
-@click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Fault list to write; trial k has the first k flips.")
-@LINKS
-@JSON
+_OPTIONS = (
+    click.option("--method", default="search", show_default=True, metavar="METHOD", help="search: run candidates of every tensor, keep the best, one flip after the other; gradient: the same with candidates from --gradients; sign, exponent: that bit of the largest words of the first tensors, nothing is run."),
+    click.option("--flips", type=int, default=10, show_default=True, metavar="K", help="The most flips."),
+    click.option("--source-class", type=int, metavar="CLASS", help="With --target-class: the class whose samples are attacked (default: all others)."),
+    click.option("--target-class", type=int, metavar="CLASS", help="Class as which the attacked samples are to be answered, the other samples as before (default: any wrong class)."),
+    click.option("--attack-samples", type=int, default=64, show_default=True, metavar="N", help="Samples, at random, that flips are tried on; all others are scored."),
+    click.option("--candidates", type=int, default=32, show_default=True, metavar="N", help="Flips of each tensor that are run in each round."),
+    click.option("--first-tensors", type=int, default=3, show_default=True, metavar="N", help="Tensors, from the first on, that sign and exponent take."),
+    click.option("--screen", type=int, default=0, show_default=True, metavar="N", help="Run all candidates on the first N attack samples, and only the best --candidates of them on all; 0: all on all."),
+    click.option("--gradients", type=PATH, metavar="NPZ", help="Gradient of the loss by tensor, for --method gradient."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attack batch."),
+    click.option("--seeds", type=int, default=1, show_default=True, metavar="N", help="Searches, each with an attack batch of its own."),
+    click.option("--random-trials", type=int, default=20, show_default=True, metavar="N", help="Trials of 1, 10, 100, … random flips to compare with; 0 for none."),
+    click.option("--also", type=PATH, multiple=True, metavar="MODEL", help="Score the flips on this model too, as on a protected one: it has the same tensors. Repeatable."),
+    click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Fault list to write; trial k has the first k flips."),
+)  # fmt: skip
+
+
+@verb("attack", "Search the few flips that harm MODEL most.", MODEL, *SELECT, *RUN, *_OPTIONS, LINKS, JSON)
 def command(
     model: Path, data: str | None, out: Path | None, gradients: Path | None, also: tuple[Path, ...], as_json: bool,
     allow_links: bool, **flags: Any,

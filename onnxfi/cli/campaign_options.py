@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,18 +14,16 @@ from onnxfi.cli.options import (
     LINKS,
     MEMORY,
     NEURONS,
+    RUN,
+    SELECT,
     STAGE,
     given_flags,
     hardware_fault,
-    run_options,
-    select_options,
 )
 from onnxfi.cli.streams import STORE, SourceFile
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 SOURCE = click.argument("source", metavar="MODEL|PIPELINE.yaml|SPEC.yaml|PLAN.jsonl", type=SourceFile())
 STORE_ARGUMENT = click.argument("store", metavar="STORE", type=STORE)
@@ -71,12 +69,8 @@ _OUTCOMES = (
 )  # fmt: skip
 
 
-def campaign_options(function: Decorated) -> Decorated:
-    """Add the options of a campaign: trials, selection, data, engine and outcomes."""
-    function = STAGE(select_options(run_options(LINKS(CODE(function)))))
-    for option in reversed((*_TRIALS, *_OUTCOMES)):
-        function = option(function)
-    return function
+#: The options of a campaign: trials, selection, data, engine and outcomes.
+CAMPAIGN = (*_TRIALS, *_OUTCOMES, STAGE, *SELECT, *RUN, LINKS, CODE)
 
 
 def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:

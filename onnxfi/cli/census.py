@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, select_options, selector_of
+from onnxfi.cli.options import JSON, LINKS, MODEL, SELECT, selector_of, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ _MOST_LAYERS, _LONGEST_NAME = 20, 24
 _COMMON = 0.01
 
 
-@click.command("census", cls=GroupedCommand, short_help="Count the effect of every bit flip; nothing is run.")
-@MODEL
-@select_options
-@click.option("--csv", "csv_file", type=OUTPUT, metavar="FILE", help="Write a line for each bit of each target.")
-@LINKS
-@JSON
+_OPTIONS = (
+    click.option("--csv", "csv_file", type=OUTPUT, metavar="FILE", help="Write a line for each bit of each target."),
+)  # fmt: skip
+
+
+@verb("census", "Count the effect of every bit flip; nothing is run.", MODEL, *SELECT, *_OPTIONS, LINKS, JSON)
 def command(model: Path, csv_file: Path | None, as_json: bool, allow_links: bool, **flags: Any) -> None:
     """Count the effect of every single bit flip on its word, exactly and without running MODEL.
 

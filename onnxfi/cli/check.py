@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import (
-    CODE,
-    JSON,
-    LINKS,
-    PIPELINE,
-    STAGE,
-    Duration,
-    GroupedCommand,
-    add_options,
-    given_flags,
-    run_options,
-)
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, STAGE, Duration, given_flags, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -43,17 +32,10 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-@click.command("check", cls=GroupedCommand, short_help="Check MODEL against the limits of a budget.")
-@PIPELINE
-@add_options(_OPTIONS)
-@run_options
-@STAGE
-@LINKS
-@CODE
-@JSON
+@verb("check", "Check MODEL against the limits of a budget.", PIPELINE, *_OPTIONS, *RUN, STAGE, LINKS, CODE, JSON)
 def command(
     model: Path, budget: Path, write_budget: bool, force: bool, out: Path | None, workers: int | None, as_json: bool,
-    allow_code: bool,     **flags: Any,
+    allow_code: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Run the campaign of a budget on MODEL, and compare the measured rates with each limit.
 

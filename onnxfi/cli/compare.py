@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import (
-    CODE,
-    JSON,
-    LINKS,
-    MEMORY,
-    STAGE,
-    GroupedCommand,
-    add_options,
-    refuse_flags,
-    run_options,
-    select_options,
-)
+from onnxfi.cli.options import CODE, JSON, LINKS, MEMORY, RUN, SELECT, STAGE, refuse_flags, verb
 from onnxfi.cli.streams import OUTPUT, InputFile
 
 if TYPE_CHECKING:
@@ -32,63 +21,32 @@ if TYPE_CHECKING:
     from onnxfi.tasks.task import Metric
 
 
-@click.command("compare", cls=GroupedCommand, short_help="Compare versions of a network at the same bit error rates.")
-@click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=InputFile())
-@click.option("--ber", metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3.")
-@click.option("--paired", is_flag=True, help="Run the same faults on two models, and compare them trial by trial.")
-@click.option(
-    "--trials", type=click.IntRange(1), metavar="N", help="With --paired: N single faults in place of a sweep."
-)
-@click.option(
-    "--target",
-    default="weights",
-    show_default=True,
-    metavar="TARGETS",
-    help="Inject into weights, activations, inputs or kv-cache; a list with commas.",
-)
-@click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers).")
-@click.option(
-    "--allow-calibration-data",
-    is_flag=True,
-    help="With --paired: score also on samples on which a model was calibrated.",
-)
-@click.option("--repeat", type=int, default=10, show_default=True, help="Trials at each rate for each model.")
-@click.option("--confidence", type=float, default=0.99, show_default=True, help="Confidence level of every interval.")
-@click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model, as in onnxfi inject.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
-@add_options(MEMORY)
-@select_options
-@run_options
-@STAGE
-@LINKS
-@CODE
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Folder of the stores, to resume and report on them (default: they are removed).",
-)
-@click.option(
-    "--html",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write one offline HTML page of all of them side by side, with their differences; needs the extra `report`.",
-)
-@click.option(
-    "--figures",
-    "figure_folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write accuracy over bit error rate as SVG and PNG; needs the extra `report`.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Worker processes; 0 runs trials in this process (default: one per core).",
-)
-@JSON
+_OPTIONS = (
+    click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=InputFile()),
+    click.option("--ber", metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."),
+    click.option("--paired", is_flag=True, help="Run the same faults on two models, and compare them trial by trial."),
+    click.option("--trials", type=click.IntRange(1), metavar="N", help="With --paired: N single faults in place of a sweep."),
+    click.option("--target", default="weights", show_default=True, metavar="TARGETS", help="Inject into weights, activations, inputs or kv-cache; a list with commas."),
+    click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers)."),
+    click.option("--allow-calibration-data", is_flag=True, help="With --paired: score also on samples on which a model was calibrated."),
+    click.option("--repeat", type=int, default=10, show_default=True, help="Trials at each rate for each model."),
+    click.option("--confidence", type=float, default=0.99, show_default=True, help="Confidence level of every interval."),
+    click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model, as in onnxfi inject."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw."),
+    *MEMORY,
+    *SELECT,
+    *RUN,
+    STAGE,
+    LINKS,
+    CODE,
+    click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of the stores, to resume and report on them (default: they are removed)."),
+    click.option("--html", type=OUTPUT, metavar="FILE", help="Write one offline HTML page of all of them side by side, with their differences; needs the extra `report`."),
+    click.option("--figures", "figure_folder", type=click.Path(path_type=Path), metavar="DIR", help="Write accuracy over bit error rate as SVG and PNG; needs the extra `report`."),
+    click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this process (default: one per core)."),
+)  # fmt: skip
+
+
+@verb("compare", "Compare versions of a network at the same bit error rates.", *_OPTIONS, JSON)
 def command(
     models: tuple[Path, ...], out: Path | None, html: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,
     **flags: Any,

@@ -6,14 +6,18 @@ import os
 
 import click
 
-from onnxfi.cli.options import GroupedCommand
+from onnxfi.cli.options import verb
 
 #: The variable by which a shell asks for completions.
 VARIABLE = "_ONNXFI_COMPLETE"
 
 
-@click.command("completion", cls=GroupedCommand, short_help="Print the completion script of a shell.")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+_OPTIONS = (
+    click.argument("shell", type=click.Choice(["bash", "zsh", "fish"])),
+)  # fmt: skip
+
+
+@verb("completion", "Print the completion script of a shell.", *_OPTIONS)
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """Print the completion script of SHELL, to be read when the shell starts.

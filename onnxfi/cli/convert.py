@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import JSON, GroupedCommand
+from onnxfi.cli.options import JSON, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -19,44 +19,20 @@ if TYPE_CHECKING:
     from onnxfi.errors import ConversionError
 
 
-@click.command(
-    "convert", cls=GroupedCommand, short_help="Convert a model of PyTorch, Keras, TensorFlow or scikit-learn to ONNX."
-)
-@click.argument("source", metavar="SOURCE")
-@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="ONNX file to write.")
-@click.option(
-    "--from",
-    "framework",
-    metavar="FRAMEWORK",
-    help="Framework: torch, keras, tensorflow or sklearn (default: inferred from SOURCE).",
-)
-@click.option(
-    "--factory",
-    metavar="MODULE:FUNCTION",
-    help="Function that returns the module for the weights in SOURCE, a PyTorch checkpoint.",
-)
-@click.option(
-    "--input-shape",
-    multiple=True,
-    metavar="SHAPE",
-    help="Shape of an input, as N,1,28,28 or N,16:int64; a letter may vary. Repeatable, in the order of the model's inputs.",
-)
-@click.option(
-    "--opset", type=int, metavar="N", help="Opset of the file (default: 18, or lower where the exporter needs it)."
-)
-@click.option("--data", metavar="DATA", help="Samples for the comparison, as for eval (default: synthetic).")
-@click.option(
-    "--samples", type=int, default=8, show_default=True, metavar="N", help="Number of samples for the comparison."
-)
-@click.option(
-    "--tolerance",
-    type=float,
-    default=1e-4,
-    show_default=True,
-    metavar="T",
-    help="Largest allowed difference, relative to the largest value of an output.",
-)
-@JSON
+_OPTIONS = (
+    click.argument("source", metavar="SOURCE"),
+    click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="ONNX file to write."),
+    click.option("--from", "framework", metavar="FRAMEWORK", help="Framework: torch, keras, tensorflow or sklearn (default: inferred from SOURCE)."),
+    click.option("--factory", metavar="MODULE:FUNCTION", help="Function that returns the module for the weights in SOURCE, a PyTorch checkpoint."),
+    click.option("--input-shape", multiple=True, metavar="SHAPE", help="Shape of an input, as N,1,28,28 or N,16:int64; a letter may vary. Repeatable, in the order of the model's inputs."),
+    click.option("--opset", type=int, metavar="N", help="Opset of the file (default: 18, or lower where the exporter needs it)."),
+    click.option("--data", metavar="DATA", help="Samples for the comparison, as for eval (default: synthetic)."),
+    click.option("--samples", type=int, default=8, show_default=True, metavar="N", help="Number of samples for the comparison."),
+    click.option("--tolerance", type=float, default=1e-4, show_default=True, metavar="T", help="Largest allowed difference, relative to the largest value of an output."),
+)  # fmt: skip
+
+
+@verb("convert", "Convert a model of PyTorch, Keras, TensorFlow or scikit-learn to ONNX.", *_OPTIONS, JSON)
 def command(source: str, out: Path, framework: str | None, factory: str | None, as_json: bool, **flags: Any) -> None:
     """Convert SOURCE to ONNX, and compare the outputs of both on samples; beyond the tolerance nothing is written.
 

@@ -6,13 +6,13 @@ from importlib.resources import as_file, files
 
 import click
 
-from onnxfi.cli.options import GroupedCommand
+from onnxfi.cli.options import verb
 
 #: The campaign of the demonstration, as flags.
 _FLAGS = {"--ber": "1e-6:1e-3", "--repeat": "20", "--samples": "200"}
 
 
-@click.command("demo", cls=GroupedCommand, short_help="Run a small campaign on a shipped network.")
+@verb("demo", "Run a small campaign on a shipped network.")
 @click.pass_context
 def command(context: click.Context) -> None:
     """Run a small campaign on the CNN that comes with onnxfi, and print its report and the next commands.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand
+from onnxfi.cli.options import JSON, LINKS, MODEL, verb
 from onnxfi.cli.streams import OUTPUT, InputFile
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 _MOST_ROWS = 20
 
 
-@click.command("diff", cls=GroupedCommand, short_help="Print which bits of OTHER differ from MODEL.")
-@MODEL
-@click.argument("other", metavar="OTHER", type=InputFile())
-@click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the differing bits as a fault list of MODEL.")
-@click.option("--repair", type=OUTPUT, metavar="OUT", help="Write OTHER with the words of MODEL.")
-@LINKS
-@JSON
+_OPTIONS = (
+    click.argument("other", metavar="OTHER", type=InputFile()),
+    click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the differing bits as a fault list of MODEL."),
+    click.option("--repair", type=OUTPUT, metavar="OUT", help="Write OTHER with the words of MODEL."),
+)  # fmt: skip
+
+
+@verb("diff", "Print which bits of OTHER differ from MODEL.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(
     model: Path, other: Path, save_faults: Path | None, repair: Path | None, allow_links: bool, as_json: bool
 ) -> None:

@@ -7,10 +7,9 @@ import platform
 from importlib import metadata
 from typing import Any
 
-import click
 from packaging.requirements import Requirement
 
-from onnxfi.cli.options import JSON, GroupedCommand
+from onnxfi.cli.options import JSON, verb
 
 #: Packages whose versions decide results.
 _PACKAGES = ("numpy", "ml_dtypes", "onnx", "scipy")
@@ -18,8 +17,7 @@ _PACKAGES = ("numpy", "ml_dtypes", "onnx", "scipy")
 _OWN = ("test", "docs")
 
 
-@click.command("doctor", cls=GroupedCommand, short_help="Print versions, providers and what is missing.")
-@JSON
+@verb("doctor", "Print versions, providers and what is missing.", JSON)
 def command(as_json: bool) -> None:
     """Print the installed versions, the providers on which models run, and the extras that are missing.
 

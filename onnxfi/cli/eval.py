@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from onnxfi.cli import options
-from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, GroupedCommand, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, verb
 
 
-@click.command("eval", cls=GroupedCommand, short_help="Run MODEL on data and print its metrics.")
-@PIPELINE
-@run_options
-@LINKS
-@CODE
-@JSON
+@verb("eval", "Run MODEL on data and print its metrics.", PIPELINE, *RUN, LINKS, CODE, JSON)
 def command(model: Path, as_json: bool, allow_links: bool, allow_code: bool, **flags: Any) -> None:
     """Run MODEL on data and print its metrics: top-1 and top-5 with labels, and the share of non-finite outputs.
 

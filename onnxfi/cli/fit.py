@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.options import JSON, PATH, verb
 from onnxfi.cli.streams import STORE
 
 if TYPE_CHECKING:
@@ -17,24 +17,15 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 18
 
 
-@click.command("fit", cls=GroupedCommand, short_help="Compute the FIT of a network from its campaigns.")
-@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=STORE)
-@click.option(
-    "--environment",
-    required=True,
-    type=PATH,
-    metavar="FILE",
-    help="Environment: memories, upset rates and mission, in YAML.",
-)
-@click.option(
-    "--rate",
-    metavar="RATE",
-    help="Rate that says what damage is (default: that of the task, SDC-1 for classification).",
-)
-@click.option(
-    "--confidence", type=float, metavar="C", help="Joint confidence of all intervals (default: the campaign's)."
-)
-@JSON
+_OPTIONS = (
+    click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=STORE),
+    click.option("--environment", required=True, type=PATH, metavar="FILE", help="Environment: memories, upset rates and mission, in YAML."),
+    click.option("--rate", metavar="RATE", help="Rate that says what damage is (default: that of the task, SDC-1 for classification)."),
+    click.option("--confidence", type=float, metavar="C", help="Joint confidence of all intervals (default: the campaign's)."),
+)  # fmt: skip
+
+
+@verb("fit", "Compute the FIT of a network from its campaigns.", *_OPTIONS, JSON)
 def command(
     stores: tuple[Path, ...], environment: Path, rate: str | None, confidence: float | None, as_json: bool
 ) -> None:  # fmt: skip

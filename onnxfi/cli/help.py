@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
-from onnxfi.cli.options import GroupedCommand
+from onnxfi.cli.options import verb
+
+_OPTIONS = (
+    click.argument("command_name", metavar="[COMMAND]", required=False),
+)  # fmt: skip
 
 
-@click.command("help", cls=GroupedCommand, short_help="Print the help of a command.")
-@click.argument("command_name", metavar="[COMMAND]", required=False)
+@verb("help", "Print the help of a command.", *_OPTIONS)
 @click.pass_context
 def command(context: click.Context, command_name: str | None) -> None:
     """Print the help of COMMAND, or the list of all commands."""

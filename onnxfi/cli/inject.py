@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.instrument import activation_options
-from onnxfi.cli.options import (
-    CODE,
-    JSON,
-    LINKS,
-    PIPELINE,
-    STAGE,
-    GroupedCommand,
-    run_options,
-    select_options,
-)
+from onnxfi.cli.instrument import ACTIVATION_OPTIONS
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, SELECT, STAGE, verb
 from onnxfi.cli.streams import LIST, OUTPUT
 
 if TYPE_CHECKING:
@@ -32,68 +23,39 @@ if TYPE_CHECKING:
 _MAX_LISTED = 10_000
 
 
-@click.command("inject", cls=GroupedCommand, short_help="Inject faults into MODEL and write the faulty model.")
-@PIPELINE
-@click.option("--ber", metavar="P", help="Inject a fault at each site with probability P (bit error rate), as 1e-6.")
-@click.option("--count", type=int, metavar="N", help="Inject faults at N different sites.")
-@click.option(
-    "--per-sample",
-    metavar="P",
-    help="With --target activations or inputs: one fault (SEU) in each sample of a batch with probability P.",
+_OPTIONS = (
+    click.option("--ber", metavar="P", help="Inject a fault at each site with probability P (bit error rate), as 1e-6."),
+    click.option("--count", type=int, metavar="N", help="Inject faults at N different sites."),
+    click.option("--per-sample", metavar="P", help="With --target activations or inputs: one fault (SEU) in each sample of a batch with probability P."),
+    click.option("--voltage", type=float, metavar="V", help="With --fault-map: the cells that fail at this voltage."),
+    click.option("--temperature", type=float, metavar="T", help="With --fault-map: the cells that fail at this temperature."),
+    click.option("--per-tensor", is_flag=True, help="With --count: N sites in each tensor."),
+    click.option("--site", "sites", multiple=True, metavar="SITE", help="Inject a fault at this site: conv1.weight[3,0,1,2]:30. Repeatable."),
+    click.option("--faults", type=LIST, metavar="FILE", help="Replay a fault list."),
+    click.option("--undo", is_flag=True, help="With --faults: restore the original from the faulty MODEL."),
+    click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model: flip (SEU), burst:k=3, flip-mask:word=0x3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, random-time-constant:low=0.5,high=2, cluster:rows=2,cols=2, asymmetric-flip:up=1,down=0.1, stuck-pixel:value=1, stuck-line:value=0, salt-pepper:low=0,high=1, pixel-flip:bits=8, intermittent:on=0.1,off=0.5, pattern:file=PATTERN.json, distribution:file=TABLE.json."),
+    *options.HARDWARE,
+    *SELECT,
+    click.option("--target", type=click.Choice(["weights", "activations", "inputs"]), default="weights", show_default=True, help="Inject into weights, activations or the inputs of the graph (site NAME[i]@sample=k@step=t:30)."),
+    *ACTIVATION_OPTIONS,
+    click.option("--inline", is_flag=True, help="With --target activations or inputs: write no model-local functions."),
+    click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, metavar="N", show_default="0", help="Seed of every draw."),
+    click.option("-o", "--out", type=OUTPUT, metavar="OUT", help="Faulty model to write (default: MODEL-stem.faulty.onnx in this folder)."),
+    click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the fault list."),
+)  # fmt: skip
+
+
+@verb(
+    "inject",
+    "Inject faults into MODEL and write the faulty model.",
+    PIPELINE,
+    *_OPTIONS,
+    *RUN,
+    STAGE,
+    LINKS,
+    CODE,
+    JSON,
 )
-@click.option("--voltage", type=float, metavar="V", help="With --fault-map: the cells that fail at this voltage.")
-@click.option(
-    "--temperature", type=float, metavar="T", help="With --fault-map: the cells that fail at this temperature."
-)
-@click.option("--per-tensor", is_flag=True, help="With --count: N sites in each tensor.")
-@click.option(
-    "--site",
-    "sites",
-    multiple=True,
-    metavar="SITE",
-    help="Inject a fault at this site: conv1.weight[3,0,1,2]:30. Repeatable.",
-)
-@click.option("--faults", type=LIST, metavar="FILE", help="Replay a fault list.")
-@click.option("--undo", is_flag=True, help="With --faults: restore the original from the faulty MODEL.")
-@click.option(
-    "--fault",
-    default="flip",
-    show_default=True,
-    metavar="FAULT",
-    help="Fault model: flip (SEU), burst:k=3, flip-mask:word=0x3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, random-time-constant:low=0.5,high=2, cluster:rows=2,cols=2, asymmetric-flip:up=1,down=0.1, stuck-pixel:value=1, stuck-line:value=0, salt-pepper:low=0,high=1, pixel-flip:bits=8, intermittent:on=0.1,off=0.5, pattern:file=PATTERN.json, distribution:file=TABLE.json.",
-)
-@options.add_options(options.HARDWARE)
-@select_options
-@click.option(
-    "--target",
-    type=click.Choice(["weights", "activations", "inputs"]),
-    default="weights",
-    show_default=True,
-    help="Inject into weights, activations or the inputs of the graph (site NAME[i]@sample=k@step=t:30).",
-)
-@activation_options
-@click.option("--inline", is_flag=True, help="With --target activations or inputs: write no model-local functions.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, (1 << 64) - 1),
-    default=0,
-    metavar="N",
-    show_default="0",
-    help="Seed of every draw.",
-)
-@click.option(
-    "-o",
-    "--out",
-    type=OUTPUT,
-    metavar="OUT",
-    help="Faulty model to write (default: MODEL-stem.faulty.onnx in this folder).",
-)
-@click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the fault list.")
-@run_options
-@STAGE
-@LINKS
-@CODE
-@JSON
 def command(model: Path, as_json: bool, **flags: Any) -> None:
     """Inject faults into MODEL and write the faulty model; with --data, run both and compare their metrics.
 

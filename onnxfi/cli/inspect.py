@@ -8,44 +8,18 @@ from typing import Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import (
-    CUSTOM_OPS,
-    JSON,
-    LINKS,
+from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, NEURONS, PIPELINE, SELECT, STAGE, selector_of, verb
+
+_OPTIONS = (
+    click.option("--target", type=click.Choice(["weights", "activations", "inputs"]), default="weights", show_default=True, help="List weights, activations (what each layer puts out), or the inputs of the graph."),
+    *SELECT,
+    click.option("--all", is_flag=True, help="With --target activations or inputs: list all of them (default: the outputs of layers)."),
     NEURONS,
-    PIPELINE,
-    STAGE,
-    GroupedCommand,
-    select_options,
-    selector_of,
-)
+    click.option("--data", metavar="DATA", help="With --target activations or inputs: inputs that show shapes which the file leaves open (default: synthetic)."),
+)  # fmt: skip
 
 
-@click.command("inspect", cls=GroupedCommand, short_help="List the targets of faults in MODEL.")
-@PIPELINE
-@click.option(
-    "--target",
-    type=click.Choice(["weights", "activations", "inputs"]),
-    default="weights",
-    show_default=True,
-    help="List weights, activations (what each layer puts out), or the inputs of the graph.",
-)
-@select_options
-@click.option(
-    "--all",
-    is_flag=True,
-    help="With --target activations or inputs: list all of them (default: the outputs of layers).",
-)
-@NEURONS
-@click.option(
-    "--data",
-    metavar="DATA",
-    help="With --target activations or inputs: inputs that show shapes which the file leaves open (default: synthetic).",
-)
-@CUSTOM_OPS
-@STAGE
-@LINKS
-@JSON
+@verb("inspect", "List the targets of faults in MODEL.", PIPELINE, *_OPTIONS, CUSTOM_OPS, STAGE, LINKS, JSON)
 def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None, **flags: Any) -> None:
     """List the targets of faults in MODEL: layers, tensors, operators, number formats, shapes, bits.
 

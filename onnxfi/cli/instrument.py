@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, GroupedCommand, select_options
+from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, SELECT, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -28,15 +28,12 @@ _INPUT_HELP = {
 }
 
 
-def activation_options(function: Any) -> Any:
-    """Add the options that the commands on activations share."""
-    for option in (
-        click.option("--body", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True, help="Bit operations of the fault operators: native needs opset 26, portable opset 11."),
-        click.option("--opset", metavar="N", default="auto", show_default=True, help="Raise the model to opset N, keep its own, or auto: its own from 11 on, else 13."),
-        click.option("--all", is_flag=True, help="Select all activations, also shapes and indices (default: the outputs of layers)."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+#: Options that the commands on activations share.
+ACTIVATION_OPTIONS = (
+    click.option("--all", is_flag=True, help="Select all activations, also shapes and indices (default: the outputs of layers)."),
+    click.option("--opset", metavar="N", default="auto", show_default=True, help="Raise the model to opset N, keep its own, or auto: its own from 11 on, else 13."),
+    click.option("--body", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True, help="Bit operations of the fault operators: native needs opset 26, portable opset 11."),
+)  # fmt: skip
 
 
 def opset_of(flags: dict[str, Any]) -> int | str:
@@ -45,41 +42,20 @@ def opset_of(flags: dict[str, Any]) -> int | str:
     return int(text) if text.isdecimal() and len(text) < 9 else text
 
 
-@click.command("instrument", cls=GroupedCommand, short_help="Write a model with inputs for faults.")
-@MODEL
-@click.option(
-    "--target",
-    type=click.Choice(["activations", "neurons"]),
-    default="activations",
-    show_default=True,
-    help="Arm activations, whose faults are fed as inputs, or expose the neurons of a spiking network as stored words.",
-)
-@NEURONS
-@click.option(
-    "--reads",
-    is_flag=True,
-    help="With --target neurons: each time step reads parameters and synapses through an activation of its own, for faults of one step.",
-)
-@select_options
-@activation_options
-@click.option(
-    "--values",
-    is_flag=True,
-    help="Feed faults as scale and shift of a number (float64) instead of masks of a word.",
-)
-@click.option(
-    "--data", metavar="DATA", help="Inputs on which a raised opset must not change any output (default: synthetic)."
-)
-@CUSTOM_OPS
-@click.option(
-    "-o",
-    "--out",
-    type=OUTPUT,
-    metavar="OUT",
-    help="Model to write (default: MODEL-stem.armed.onnx in this folder; of neurons MODEL-stem.exposed.onnx).",
-)
-@LINKS
-@JSON
+_OPTIONS = (
+    click.option("--target", type=click.Choice(["activations", "neurons"]), default="activations", show_default=True, help="Arm activations, whose faults are fed as inputs, or expose the neurons of a spiking network as stored words."),
+    NEURONS,
+    click.option("--reads", is_flag=True, help="With --target neurons: each time step reads parameters and synapses through an activation of its own, for faults of one step."),
+    *SELECT,
+    *ACTIVATION_OPTIONS,
+    click.option("--values", is_flag=True, help="Feed faults as scale and shift of a number (float64) instead of masks of a word."),
+    click.option("--data", metavar="DATA", help="Inputs on which a raised opset must not change any output (default: synthetic)."),
+    CUSTOM_OPS,
+    click.option("-o", "--out", type=OUTPUT, metavar="OUT", help="Model to write (default: MODEL-stem.armed.onnx in this folder; of neurons MODEL-stem.exposed.onnx)."),
+)  # fmt: skip
+
+
+@verb("instrument", "Write a model with inputs for faults.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:
     """Insert a fault operator after activations of MODEL, and write the armed model.
 

@@ -6,24 +6,16 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand
+from onnxfi.cli.options import JSON, LINKS, MODEL, verb
 from onnxfi.cli.streams import OUTPUT
 
+_OPTIONS = (
+    click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Manifest to write (default: MODEL.manifest.json in this folder)."),
+    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."),
+)  # fmt: skip
 
-@click.command("manifest", cls=GroupedCommand, short_help="Write a hash for each tensor of MODEL.")
-@MODEL
-@click.option(
-    "-o",
-    "--out",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Manifest to write (default: MODEL.manifest.json in this folder).",
-)
-@click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."
-)
-@LINKS
-@JSON
+
+@verb("manifest", "Write a hash for each tensor of MODEL.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(model: Path, out: Path | None, workers: int | None, allow_links: bool, as_json: bool) -> None:
     """Write a manifest of MODEL: a hash for each tensor, for the structure, and for the whole file.
 

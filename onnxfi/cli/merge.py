@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.options import JSON, PATH, verb
 from onnxfi.cli.streams import STORE
 
+_OPTIONS = (
+    click.argument("out", type=PATH),
+    click.argument("stores", metavar="IN…", nargs=-1, required=True, type=STORE),
+)  # fmt: skip
 
-@click.command("merge", cls=GroupedCommand, short_help="Merge several stores of one campaign.")
-@click.argument("out", type=PATH)
-@click.argument("stores", metavar="IN…", nargs=-1, required=True, type=STORE)
-@JSON
+
+@verb("merge", "Merge several stores of one campaign.", *_OPTIONS, JSON)
 def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
     """Merge several stores of one campaign into OUT; a trial that is in several counts once.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
     from onnxfi.tasks.evaluation import Evaluation
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+#: An option or an argument of a verb.
+Parameter = Callable[[Callable[..., None]], Callable[..., None]]
 
 #: Files are checked where they are opened.
 PATH = click.Path(readable=False, path_type=Path)
@@ -30,7 +31,7 @@ PATH = click.Path(readable=False, path_type=Path)
 MODEL = click.argument("model", metavar="MODEL", type=InputFile())
 PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=InputFile())
 
-_SELECT = (
+SELECT = (
     click.option("--include", multiple=True, metavar="PATTERN", help="Select targets, nodes or layers: a substring, =exact, a glob, or re:expression. Repeatable."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Exclude targets, nodes or layers from the selection. Repeatable."),
     click.option("--op", multiple=True, metavar="PATTERN", help="Select targets of these operators, as Conv. Repeatable."),
@@ -61,89 +62,34 @@ _ENGINE = (
     click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of ONNX Runtime: all, extended, basic or off."),
     CUSTOM_OPS,
 )  # fmt: skip
-#: Parameters of the selection, and those that need data.
+RUN = (*_DATA, *_ENGINE)
+#: Parameters of the selection, and those that say how a model is run on data.
 SELECTION = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 _DATA_PARAMETERS = (
-    "labels",
-    "preprocess",
-    "samples",
-    "dim",
-    "batch",
-    "batch_axis",
-    "output",
-    "task",
-    "metric",
-    "time_axis",
-)
+    "labels", "preprocess", "samples", "dim", "batch", "batch_axis", "output", "task", "metric", "time_axis",
+)  # fmt: skip
 _ENGINE_PARAMETERS = ("engine", "provider", "provider_option", "threads", "optimization", "custom_ops")
 _SAID_BY_STAGES = ("dim", "batch", "batch_axis", "time_axis")
 RUN_PARAMETERS = (*_DATA_PARAMETERS, *_ENGINE_PARAMETERS)
 #: Groups of options in `--help`; others are listed last.
 _GROUPS = {
     "Trials": (
-        *(
-            "ber",
-            "added",
-            "per_sample",
-            "voltage",
-            "temperature",
-            "count",
-            "per_tensor",
-            "sites",
-            "single",
-            "trials",
-            "margin",
-            "confidence",
-            "per",
-            "adaptive",
-        ),
-        *(
-            "relative_margin",
-            "rate",
-            "rank",
-            "top",
-            "method",
-            "exhaustive",
-            "outcomes",
-            "faults",
-            "undo",
-            "mix",
-            "repeat",
-            "seed",
-        ),
+        "ber", "added", "per_sample", "voltage", "temperature", "count", "per_tensor", "sites", "single", "trials", "margin",
+        "confidence", "per", "adaptive", "relative_margin", "rate", "rank", "top", "method", "exhaustive", "outcomes",
+        "faults", "undo", "mix", "repeat", "seed",
     ),
     "Faults": (
-        "fault",
-        "fault_map",
-        "memory_layout",
-        "array",
-        "target",
-        "persistence",
-        "all",
-        "expose",
-        "neurons",
-        "body",
-        "inline",
-        "values",
-        "memory_code",
-        "scrub_interval",
+        "fault", "fault_map", "memory_layout", "array", "target", "persistence", "all", "expose", "neurons", "body",
+        "inline", "values", "memory_code", "scrub_interval",
     ),
     "Selection": (*SELECTION, "layers", "stage"),
     "Data": ("data", *_DATA_PARAMETERS),
     "Outcomes": ("scores", "tolerance", "due"),
     "Engine": (*_ENGINE_PARAMETERS, "route"),
     "Execution": (
-        "workers",
-        "timeout_s",
-        "worker_memory",
-        "memory",
-        "memory_device",
-        "scheduler",
-        "local_cluster",
-        "shard",
-        "time_s",
+        "workers", "timeout_s", "worker_memory", "memory", "memory_device", "scheduler", "local_cluster", "shard", "time_s",
     ),
-}
+}  # fmt: skip
 
 
 class GroupedCommand(click.Command):
@@ -188,25 +134,15 @@ HARDWARE = (
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 
-def add_options(options: tuple[Callable[[Decorated], Decorated], ...]) -> Callable[[Decorated], Decorated]:
-    """Return a decorator that adds options in this order."""
+def verb(name: str, short_help: str, *parameters: Parameter) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator that makes a function the command of a verb, with these parameters in this order."""
 
-    def decorate(function: Decorated) -> Decorated:
-        for option in reversed(options):
-            function = option(function)
-        return function
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for parameter in reversed(parameters):
+            function = parameter(function)
+        return click.command(name, cls=GroupedCommand, short_help=short_help)(function)
 
     return decorate
-
-
-def select_options(function: Decorated) -> Decorated:
-    """Add the options of the selection."""
-    return add_options(_SELECT)(function)
-
-
-def run_options(function: Decorated) -> Decorated:
-    """Add the options of data and engine."""
-    return add_options((*_DATA, *_ENGINE))(function)
 
 
 def hardware_fault(flags: Mapping[str, Any], *, given: bool) -> str | None:

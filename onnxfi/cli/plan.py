@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.campaign_options import CAMPAIGN, SOURCE, campaign_of
+from onnxfi.cli.options import JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -16,26 +16,15 @@ if TYPE_CHECKING:
     from onnxfi.campaign.results.trial_cost import Cost
 
 
-@click.command(
-    "plan", cls=GroupedCommand, short_help="Print the number of trials of a campaign on MODEL and their cost."
-)
-@SOURCE
-@campaign_options
-@click.option("-o", "--out", type=OUTPUT, metavar="PLAN.jsonl", help="Write all trials as a fault list.")
-@click.option(
-    "--times",
-    type=PATH,
-    metavar="STORE",
-    help="Estimate the cost from the trials in this store, of a small campaign on the same model.",
-)
-@click.option(
-    "--environment",
-    type=PATH,
-    metavar="FILE",
-    help="With --single --trials: draw sites by their exposure in this environment (YAML): bits by upset rate and time in memory.",
-)
-@click.option("--print-spec", is_flag=True, help="Print the campaign as a YAML spec instead.")
-@JSON
+_OPTIONS = (
+    click.option("-o", "--out", type=OUTPUT, metavar="PLAN.jsonl", help="Write all trials as a fault list."),
+    click.option("--times", type=PATH, metavar="STORE", help="Estimate the cost from the trials in this store, of a small campaign on the same model."),
+    click.option("--environment", type=PATH, metavar="FILE", help="With --single --trials: draw sites by their exposure in this environment (YAML): bits by upset rate and time in memory."),
+    click.option("--print-spec", is_flag=True, help="Print the campaign as a YAML spec instead."),
+)  # fmt: skip
+
+
+@verb("plan", "Print the number of trials of a campaign on MODEL and their cost.", SOURCE, *CAMPAIGN, *_OPTIONS, JSON)
 def command(
     source: Path, out: Path | None, times: Path | None, environment: Path | None, print_spec: bool, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip

@@ -8,40 +8,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import CODE, JSON, PATH, GroupedCommand
+from onnxfi.cli.options import CODE, JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT, STORE
 
 if TYPE_CHECKING:
     from onnxfi.analysis.planner.plan_protection import PlannedPart, PlannedProtection
 
 
-@click.command("plan-protection", cls=GroupedCommand, short_help="Plan which layers get which protection in a budget.")
-@click.argument("stores", nargs=-1, required=True, type=STORE, metavar="STORE…")
-@click.option(
-    "--budget",
-    required=True,
-    metavar="LIMITS",
-    help="What may be spent: bytes=64KiB,macs=5%, or one of them; % are shares of the model's bytes and operations.",
-)
-@click.option(
-    "--with",
-    "protections",
-    multiple=True,
-    metavar="WHAT",
-    help="Protection or memory code to choose from (default: all that fit the faults): parity, secded, tmr, tmr:top=2, mset, cep, clip-weights, checksum; of activations duplicate, triplicate, checksum; with --data range:clip, range:zero, range:average and nan-filter. Repeatable.",
-)
-@click.option("--data", type=PATH, metavar="FILE", help="Calibration data for ranges of activations.")
-@click.option("--rate", metavar="RATE", help="Rate to reduce (default: that of the task, SDC-1 for classification).")
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="PATTERN",
-    help="Layers that get no protection, as quantisers that cannot be changed. Repeatable.",
-)
-@click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that run trials.")
-@click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Plan to write (YAML).")
-@CODE
-@JSON
+_OPTIONS = (
+    click.argument("stores", nargs=-1, required=True, type=STORE, metavar="STORE…"),
+    click.option("--budget", required=True, metavar="LIMITS", help="What may be spent: bytes=64KiB,macs=5%, or one of them; % are shares of the model's bytes and operations."),
+    click.option("--with", "protections", multiple=True, metavar="WHAT", help="Protection or memory code to choose from (default: all that fit the faults): parity, secded, tmr, tmr:top=2, mset, cep, clip-weights, checksum; of activations duplicate, triplicate, checksum; with --data range:clip, range:zero, range:average and nan-filter. Repeatable."),
+    click.option("--data", type=PATH, metavar="FILE", help="Calibration data for ranges of activations."),
+    click.option("--rate", metavar="RATE", help="Rate to reduce (default: that of the task, SDC-1 for classification)."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Layers that get no protection, as quantisers that cannot be changed. Repeatable."),
+    click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that run trials."),
+    click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Plan to write (YAML)."),
+)  # fmt: skip
+
+
+@verb("plan-protection", "Plan which layers get which protection in a budget.", *_OPTIONS, CODE, JSON)
 def command(
     stores: tuple[Path, ...], budget: str, protections: tuple[str, ...], data: Path | None, rate: str | None, exclude: tuple[str, ...], workers: int,
     out: Path | None, allow_code: bool, as_json: bool,

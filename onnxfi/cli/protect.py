@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, GroupedCommand, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, RUN, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -17,41 +17,20 @@ if TYPE_CHECKING:
 _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
 
 
-@click.command("protect", cls=GroupedCommand, short_help="Put protections into MODEL, in plain ONNX operators.")
-@PIPELINE
-@click.option(
-    "--with",
-    "protections",
-    multiple=True,
-    metavar="WHAT",
-    help="Protection: range:clip, range:zero, range:average, range:tuned, nan-filter, duplicate, triplicate, checksum or clip-weights, with parameters as range:clip:percentile=99.9,per=channel. Repeatable.",
-)
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="PATTERN",
-    help="Protect these activations, nodes or layers instead of the default ones. Repeatable.",
-)
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave these activations, nodes or layers unprotected. Repeatable.",
-)
-@click.option(
-    "--op",
-    multiple=True,
-    metavar="PATTERN",
-    help="Protect the outputs of these operators instead of the default ones. Repeatable.",
-)
-@click.option("--stage", metavar="NAME", help="Stage of a pipeline whose model is protected.")
-@click.option("--plan", type=PATH, metavar="FILE", help="Plan of onnxfi plan-protection, instead of --with.")
-@click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
-@run_options
-@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write.")
-@LINKS
-@CODE
-@JSON
+_OPTIONS = (
+    click.option("--with", "protections", multiple=True, metavar="WHAT", help="Protection: range:clip, range:zero, range:average, range:tuned, nan-filter, duplicate, triplicate, checksum or clip-weights, with parameters as range:clip:percentile=99.9,per=channel. Repeatable."),
+    click.option("--include", multiple=True, metavar="PATTERN", help="Protect these activations, nodes or layers instead of the default ones. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these activations, nodes or layers unprotected. Repeatable."),
+    click.option("--op", multiple=True, metavar="PATTERN", help="Protect the outputs of these operators instead of the default ones. Repeatable."),
+    click.option("--stage", metavar="NAME", help="Stage of a pipeline whose model is protected."),
+    click.option("--plan", type=PATH, metavar="FILE", help="Plan of onnxfi plan-protection, instead of --with."),
+    click.option("--opset", type=int, metavar="N", help="Raise the model's opset first."),
+    *RUN,
+    click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write."),
+)  # fmt: skip
+
+
+@verb("protect", "Put protections into MODEL, in plain ONNX operators.", PIPELINE, *_OPTIONS, LINKS, CODE, JSON)
 def command(
     model: Path, protections: tuple[str, ...], plan: Path | None, out: Path, as_json: bool, **flags: Any
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, run_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, RUN, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -28,60 +28,23 @@ _RECIPE_FIELDS = (
 )
 
 
-@click.command(
-    "quantize", cls=GroupedCommand, short_help="Quantise MODEL with ONNX Runtime and compare it with the original."
-)
-@MODEL
-@click.option(
-    "--mode",
-    required=True,
-    metavar="MODE",
-    help="Mode: static, dynamic, weight-only, fp16 or bf16; int8 is dynamic with --per-channel, int4 weight-only.",
-)
-@click.option(
-    "--format",
-    default="",
-    metavar="FORMAT",
-    help="Format: qdq or qoperator (default: static qdq, weight-only qoperator).",
-)
-@click.option(
-    "--weights",
-    default="",
-    metavar="TYPE",
-    help="Type of weights: int8, uint8, int4 or uint4 (default: weight-only int4, else int8).",
-)
-@click.option(
-    "--activations",
-    default="",
-    metavar="TYPE",
-    help="Type of activations, static: uint8, int8, uint16 or int16 (default on x86: uint8).",
-)
-@click.option("--per-channel", is_flag=True, help="Use a scale for each output channel of a weight.")
-@click.option(
-    "--calibration",
-    default="",
-    metavar="METHOD",
-    help="Calibration method, static: minmax, entropy or percentile (default: minmax).",
-)
-@click.option(
-    "--calibration-samples",
-    type=int,
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Calibrate on the first N samples, static.",
-)
-@click.option(
-    "--block", type=int, default=32, show_default=True, metavar="N", help="Elements that share a scale, weight-only."
-)
-@click.option(
-    "--exclude", multiple=True, metavar="PATTERN", help="Leave these nodes, layers or weights in float. Repeatable."
-)
-@click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
-@run_options
-@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write.")
-@LINKS
-@JSON
+_OPTIONS = (
+    click.option("--mode", required=True, metavar="MODE", help="Mode: static, dynamic, weight-only, fp16 or bf16; int8 is dynamic with --per-channel, int4 weight-only."),
+    click.option("--format", default="", metavar="FORMAT", help="Format: qdq or qoperator (default: static qdq, weight-only qoperator)."),
+    click.option("--weights", default="", metavar="TYPE", help="Type of weights: int8, uint8, int4 or uint4 (default: weight-only int4, else int8)."),
+    click.option("--activations", default="", metavar="TYPE", help="Type of activations, static: uint8, int8, uint16 or int16 (default on x86: uint8)."),
+    click.option("--per-channel", is_flag=True, help="Use a scale for each output channel of a weight."),
+    click.option("--calibration", default="", metavar="METHOD", help="Calibration method, static: minmax, entropy or percentile (default: minmax)."),
+    click.option("--calibration-samples", type=int, default=200, show_default=True, metavar="N", help="Calibrate on the first N samples, static."),
+    click.option("--block", type=int, default=32, show_default=True, metavar="N", help="Elements that share a scale, weight-only."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these nodes, layers or weights in float. Repeatable."),
+    click.option("--opset", type=int, metavar="N", help="Raise the model's opset first."),
+    *RUN,
+    click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write."),
+)  # fmt: skip
+
+
+@verb("quantize", "Quantise MODEL with ONNX Runtime and compare it with the original.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:
     """Quantise MODEL, and print its size and, with labelled data, its accuracy before and after.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import CODE, JSON, PATH, GroupedCommand
+from onnxfi.cli.options import CODE, JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT, STORE
 
 if TYPE_CHECKING:
@@ -24,104 +24,27 @@ if TYPE_CHECKING:
 _TOP = 20
 
 
-@click.command(
-    "report", cls=GroupedCommand, short_help="Print the rates of a campaign; write a page, figures or tables."
-)
-@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=STORE)
-@click.option(
-    "--html",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write one offline HTML page: the verdict, the network layer by layer down to one fault, charts, tables, the command that repeats the campaign.",
-)
-@click.option(
-    "--answers",
-    type=click.IntRange(0),
-    default=0,
-    metavar="N",
-    help="With --html: run the N trials that changed most once more, on the model and the data, and show their answers before and after.",
-)
-@click.option("--figures", "figure_folder", type=PATH, metavar="DIR", help="Write the figures as SVG and PNG.")
-@click.option(
-    "--figure-format",
-    "kinds",
-    default="svg,png",
-    show_default=True,
-    metavar="KINDS",
-    help="With --figures: a list of svg, png, pdf and pgf; pgf takes the fonts of a paper, and needs TeX.",
-)
-@click.option(
-    "--spread",
-    type=click.Choice(["interval", "sd", "quantiles", "violin"]),
-    default="interval",
-    show_default=True,
-    help="With --figures: what curves show beside their line: intervals of the means, or the standard deviation, the quantiles or the density of the trials.",
-)
-@click.option(
-    "--latex",
-    "latex_folder",
-    type=PATH,
-    metavar="DIR",
-    help="Write the tables as LaTeX (booktabs): rates.tex or summary.tex, layers.tex, bits.tex.",
-)
-@click.option(
-    "--csv",
-    "csv_folder",
-    type=PATH,
-    metavar="DIR",
-    help="Write detail.csv (one line per trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where they apply.",
-)
-@click.option(
-    "--csv-by-model",
-    is_flag=True,
-    help="With --csv: name the files by the model: MODEL.csv (rates, else the summary), detail-MODEL.csv, layers-MODEL.csv, …",
-)
-@click.option(
-    "--outputs",
-    "output_folder",
-    type=PATH,
-    metavar="DIR",
-    help="Run all trials once more, and write the outputs of each on each batch into a file of its own (trial-N/batch-K.npz), beside those of the golden run with the labels.",
-)
-@click.option(
-    "--evidence",
-    type=PATH,
-    metavar="DIR",
-    help="Write evidence for a safety case, of single faults: fmeda.csv (a line per layer) and evidence.md.",
-)
-@click.option(
-    "--environment",
-    type=PATH,
-    metavar="FILE",
-    help="With --evidence: add FIT, by the memories of this environment (YAML).",
-)
-@click.option(
-    "--detectors",
-    is_flag=True,
-    help="Score detectors on the trials: self tests of chosen inputs, alarms, a hash of the tensors; with the time of a check, and with --figures coverage over time.",
-)
-@click.option(
-    "--elements",
-    multiple=True,
-    metavar="TARGET",
-    help="With --figures or --html, of single faults: also draw a map of the rates by element (weight, synapse, neuron) of this target. Repeatable.",
-)
-@click.option(
-    "--sort",
-    metavar="METRIC",
-    default="",
-    help="Sort the layers by this rate, the most harmful first (default: in the order of the model while they fit --top).",
-)
-@click.option(
-    "--top",
-    type=click.IntRange(0),
-    default=_TOP,
-    show_default=True,
-    metavar="N",
-    help="Rows of the tables by layer; 0: all.",
-)
-@CODE
-@JSON
+_OPTIONS = (
+    click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=STORE),
+    click.option("--html", type=OUTPUT, metavar="FILE", help="Write one offline HTML page: the verdict, the network layer by layer down to one fault, charts, tables, the command that repeats the campaign."),
+    click.option("--answers", type=click.IntRange(0), default=0, metavar="N", help="With --html: run the N trials that changed most once more, on the model and the data, and show their answers before and after."),
+    click.option("--figures", "figure_folder", type=PATH, metavar="DIR", help="Write the figures as SVG and PNG."),
+    click.option("--figure-format", "kinds", default="svg,png", show_default=True, metavar="KINDS", help="With --figures: a list of svg, png, pdf and pgf; pgf takes the fonts of a paper, and needs TeX."),
+    click.option("--spread", type=click.Choice(["interval", "sd", "quantiles", "violin"]), default="interval", show_default=True, help="With --figures: what curves show beside their line: intervals of the means, or the standard deviation, the quantiles or the density of the trials."),
+    click.option("--latex", "latex_folder", type=PATH, metavar="DIR", help="Write the tables as LaTeX (booktabs): rates.tex or summary.tex, layers.tex, bits.tex."),
+    click.option("--csv", "csv_folder", type=PATH, metavar="DIR", help="Write detail.csv (one line per trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where they apply."),
+    click.option("--csv-by-model", is_flag=True, help="With --csv: name the files by the model: MODEL.csv (rates, else the summary), detail-MODEL.csv, layers-MODEL.csv, …"),
+    click.option("--outputs", "output_folder", type=PATH, metavar="DIR", help="Run all trials once more, and write the outputs of each on each batch into a file of its own (trial-N/batch-K.npz), beside those of the golden run with the labels."),
+    click.option("--evidence", type=PATH, metavar="DIR", help="Write evidence for a safety case, of single faults: fmeda.csv (a line per layer) and evidence.md."),
+    click.option("--environment", type=PATH, metavar="FILE", help="With --evidence: add FIT, by the memories of this environment (YAML)."),
+    click.option("--detectors", is_flag=True, help="Score detectors on the trials: self tests of chosen inputs, alarms, a hash of the tensors; with the time of a check, and with --figures coverage over time."),
+    click.option("--elements", multiple=True, metavar="TARGET", help="With --figures or --html, of single faults: also draw a map of the rates by element (weight, synapse, neuron) of this target. Repeatable."),
+    click.option("--sort", metavar="METRIC", default="", help="Sort the layers by this rate, the most harmful first (default: in the order of the model while they fit --top)."),
+    click.option("--top", type=click.IntRange(0), default=_TOP, show_default=True, metavar="N", help="Rows of the tables by layer; 0: all."),
+)  # fmt: skip
+
+
+@verb("report", "Print the rates of a campaign; write a page, figures or tables.", *_OPTIONS, CODE, JSON)
 def command(
     stores: tuple[Path, ...], html: Path | None, answers: int, figure_folder: Path | None, kinds: str, spread: str, latex_folder: Path | None, csv_folder: Path | None, csv_by_model: bool, output_folder: Path | None,
     evidence: Path | None, environment: Path | None, detectors: bool, elements: tuple[str, ...], sort: str, top: int, allow_code: bool, as_json: bool,

@@ -6,19 +6,17 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, verb
 from onnxfi.cli.streams import OUTPUT, InputFile
 
+_OPTIONS = (
+    click.argument("templates", metavar="TEMPLATES.json", type=InputFile(".json")),
+    click.option("--memory-layout", type=PATH, metavar="LAYOUT.json", help="Where the files lie in memory (default: any page may)."),
+    click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the flips as a fault list, each a trial."),
+)  # fmt: skip
 
-@click.command("rowhammer", cls=GroupedCommand, short_help="Print which Rowhammer flips hit which weights of MODEL.")
-@MODEL
-@click.argument("templates", metavar="TEMPLATES.json", type=InputFile(".json"))
-@click.option(
-    "--memory-layout", type=PATH, metavar="LAYOUT.json", help="Where the files lie in memory (default: any page may)."
-)
-@click.option("--save-faults", type=OUTPUT, metavar="FILE", help="Write the flips as a fault list, each a trial.")
-@LINKS
-@JSON
+
+@verb("rowhammer", "Print which Rowhammer flips hit which weights of MODEL.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(
     model: Path,
     templates: Path,

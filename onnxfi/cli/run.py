@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH, Duration, GroupedCommand
+from onnxfi.cli.campaign_options import CAMPAIGN, SOURCE, campaign_of
+from onnxfi.cli.options import JSON, PATH, Duration, verb
 from onnxfi.cli.streams import from_stdin
 from onnxfi.errors import InputError
 
@@ -36,69 +36,22 @@ FIRST_LINE_S = 5.0
 _MAX_SHARD_LENGTH = 40
 
 
-@click.command("run", cls=GroupedCommand, short_help="Run a campaign on MODEL: many trials on labelled data.")
-@SOURCE
-@campaign_options
-@click.option(
-    "-o",
-    "--out",
-    type=PATH,
-    metavar="STORE",
-    help="Store of the results (default: MODEL-stem.onnxfi.db in this folder).",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Worker processes; 0 runs trials in this process (default: one per GPU that the provider uses, else one per core).",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=float,
-    metavar="SECONDS",
-    help="Time limit of a trial; a longer one hangs, which is a DUE (default: 10 s and 20 golden runs).",
-)
-@click.option(
-    "--worker-memory",
-    metavar="SIZE",
-    help="Memory limit of a worker, as 800MB or 4GB; a trial beyond it is a DUE (default: three quarters of the machine's; Linux).",
-)
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Run trials on the workers of this Dask scheduler, as tcp://host:8786 (extra: distributed).",
-)
-@click.option(
-    "--local-cluster",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Run trials on N Dask workers on this machine (extra: distributed).",
-)
-@click.option(
-    "--shard", metavar="I/N", help="Run every N-th trial from the I-th into a separate store; see onnxfi merge."
-)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    default="1GiB",
-    show_default=True,
-    help="Cache size of each worker process for golden activations and sessions; anything beyond is recomputed.",
-)
-@click.option(
-    "--memory-device",
-    metavar="SIZE",
-    help="Memory of its GPU that each worker may take, with all that it has open (default: any; needs --provider cuda or tensorrt).",
-)
-@click.option(
-    "--time",
-    "time_s",
-    type=Duration(),
-    metavar="TIME",
-    help="Stop after this time, as 90s, 10m or 2h; the same command goes on.",
-)
-@click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start again.")
-@JSON
+_OPTIONS = (
+    click.option("-o", "--out", type=PATH, metavar="STORE", help="Store of the results (default: MODEL-stem.onnxfi.db in this folder)."),
+    click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this process (default: one per GPU that the provider uses, else one per core)."),
+    click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Time limit of a trial; a longer one hangs, which is a DUE (default: 10 s and 20 golden runs)."),
+    click.option("--worker-memory", metavar="SIZE", help="Memory limit of a worker, as 800MB or 4GB; a trial beyond it is a DUE (default: three quarters of the machine's; Linux)."),
+    click.option("--scheduler", metavar="ADDRESS", help="Run trials on the workers of this Dask scheduler, as tcp://host:8786 (extra: distributed)."),
+    click.option("--local-cluster", type=click.IntRange(1), metavar="N", help="Run trials on N Dask workers on this machine (extra: distributed)."),
+    click.option("--shard", metavar="I/N", help="Run every N-th trial from the I-th into a separate store; see onnxfi merge."),
+    click.option("--memory", metavar="SIZE", default="1GiB", show_default=True, help="Cache size of each worker process for golden activations and sessions; anything beyond is recomputed."),
+    click.option("--memory-device", metavar="SIZE", help="Memory of its GPU that each worker may take, with all that it has open (default: any; needs --provider cuda or tensorrt)."),
+    click.option("--time", "time_s", type=Duration(), metavar="TIME", help="Stop after this time, as 90s, 10m or 2h; the same command goes on."),
+    click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start again."),
+)  # fmt: skip
+
+
+@verb("run", "Run a campaign on MODEL: many trials on labelled data.", SOURCE, *CAMPAIGN, *_OPTIONS, JSON)
 def command(
     source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, memory_device: str | None, time_s: float | None, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip

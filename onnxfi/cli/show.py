@@ -9,17 +9,18 @@ from typing import Any
 import click
 
 from onnxfi.cli.campaign_options import STORE_ARGUMENT
-from onnxfi.cli.options import JSON, GroupedCommand
+from onnxfi.cli.options import JSON, verb
 from onnxfi.cli.streams import OUTPUT
 
+_OPTIONS = (
+    click.argument("trial", type=click.IntRange(1)),
+    click.option("--export", type=OUTPUT, metavar="FILE", help="Write the faulty model of the trial."),
+)  # fmt: skip
 
-@click.command(
-    "show", cls=GroupedCommand, short_help="Show the faults and the outcome of one trial, or export its faulty model."
+
+@verb(
+    "show", "Show the faults and the outcome of one trial, or export its faulty model.", STORE_ARGUMENT, *_OPTIONS, JSON
 )
-@STORE_ARGUMENT
-@click.argument("trial", type=click.IntRange(1))
-@click.option("--export", type=OUTPUT, metavar="FILE", help="Write the faulty model of the trial.")
-@JSON
 def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None:
     """Show the faults of one trial, word by word, and its outcome."""
     from onnxfi.campaign.execute.export_trial import export_trial

@@ -7,28 +7,17 @@ from typing import Any
 
 import click
 
-from onnxfi.cli.options import (
-    JSON,
-    LINKS,
-    MODEL,
-    SELECTION,
-    GroupedCommand,
-    refuse_flags,
-    select_options,
-    selector_of,
-)
+from onnxfi.cli.options import JSON, LINKS, MODEL, SELECT, SELECTION, refuse_flags, selector_of, verb
 from onnxfi.cli.streams import InputFile
 
+_OPTIONS = (
+    click.argument("manifest_file", metavar="MANIFEST", type=InputFile(".json")),
+    *SELECT,
+    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."),
+)  # fmt: skip
 
-@click.command("verify", cls=GroupedCommand, short_help="Compare MODEL with its manifest, tensor by tensor.")
-@MODEL
-@click.argument("manifest_file", metavar="MANIFEST", type=InputFile(".json"))
-@select_options
-@click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."
-)
-@LINKS
-@JSON
+
+@verb("verify", "Compare MODEL with its manifest, tensor by tensor.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(
     model: Path, manifest_file: Path, workers: int | None, allow_links: bool, as_json: bool, **flags: Any
 ) -> None:

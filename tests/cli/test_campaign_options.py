@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import click
 from campaign_commands import DATA, Run
 from click.testing import CliRunner
 from tiny_campaigns import tables
 
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.flat_fields import flat_fields
-from onnxfi.cli.campaign_options import campaign_options
+from onnxfi.cli.campaign_options import CAMPAIGN
 from onnxfi.cli.commands import COMMANDS
+from onnxfi.cli.options import verb
 
 
 def test_a_spec_and_its_flags_are_the_same_campaign(run: Run, tiny: Path) -> None:
@@ -48,13 +48,12 @@ def test_help_lists_every_field_and_verb(run: Run) -> None:
         "what is asked first stands first"
     )
     whole = run("--help").out
-    for verb in COMMANDS:
-        assert re.search(rf"^  {verb} +\S", whole, re.M)
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\S", whole, re.M)
 
 
 def test_flags_have_the_defaults_of_the_fields() -> None:
-    @click.command()
-    @campaign_options
+    @verb("campaign", "", *CAMPAIGN)
     def command(**given: Any) -> None:
         found.update(given)
 
