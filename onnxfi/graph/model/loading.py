@@ -145,7 +145,8 @@ class Model:
         with self.sources[place.file].reading() as read:
             if place.varint:
                 return _varint_words(read, place, target, index)
-            if len(index) * 64 > target.size and len(place.runs) == 1 and not place.runs[0][2]:
+            near = len(index) * 64 > int(index.max()) - int(index.min())
+            if near and len(place.runs) == 1 and not place.runs[0][2]:
                 return _many_words(read, place, target, index)
             offsets, shifts = byte_offsets(target, place, index)
             for k, (at, shift) in enumerate(zip(offsets.tolist(), shifts.tolist(), strict=True)):
@@ -182,12 +183,13 @@ def byte_offsets(target: Target, place: WordLocation, index: Index) -> tuple[NDA
 
 
 def _many_words(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
-    """Return many words of a tensor, which is read in chunks."""
+    """Return words that lie near each other, from the first to the last of which a tensor is read in chunks."""
     out = np.zeros(len(index), np.uint64)
     start = place.runs[0][0]
     per_read = _CHUNK // target.word.storage * 8
-    for first in range(0, target.size, per_read):
-        count = min(per_read, target.size - first)
+    end = int(index.max()) + 1
+    for first in range(int(index.min()) // 8 * 8, end, per_read):
+        count = min(per_read, end - first)
         here = (index >= first) & (index < first + count)
         if here.any():
             at = start + target.word.size_bytes(first)

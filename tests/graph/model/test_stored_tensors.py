@@ -53,6 +53,24 @@ def test_every_format_in_every_form(data_type: int, form: str) -> None:
     assert protobuf_reader.read(data)["w"].words.tolist() == held
 
 
+@pytest.mark.parametrize("data_type", [TensorProto.FLOAT, TensorProto.INT4, TensorProto.UINT8])
+def test_words_are_the_same_read_together_or_one_by_one(data_type: int) -> None:
+    held = [k * 2654435761 & ((1 << LAYOUT[data_type][1]) - 1) for k in range(1001)]
+    found = load(model_bytes(tensor_bytes("w", data_type, [len(held)], held, "raw")))
+    (target,) = found.targets
+    for some in (range(1001), range(995, 1001), range(3, 40), (17,), (999, 998, 999, 991), (0, 1000), (13, 13)):
+        assert found.words(target, np.array(some)).tolist() == [held[k] for k in some]
+
+
+def test_words_that_are_read_together_may_lie_in_several_megabytes() -> None:
+    held = np.arange(2_100_003, dtype=np.uint32)
+    whole = helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(held.view(np.float32), "w")])
+    found = load(helper.make_model(whole).SerializeToString())
+    (target,) = found.targets
+    for index in (held[5::7], held[1_048_570:1_048_590], held[-40:]):
+        assert (found.words(target, index.astype(np.int64)) == index).all()
+
+
 @pytest.mark.parametrize(
     "form", ["raw", *(pytest.param(some, marks=pytest.mark.slow) for some in ("packed", "unpacked"))]
 )
