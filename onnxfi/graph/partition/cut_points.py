@@ -16,7 +16,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.partition.subgraph import PartitionGraph, Subgraph, nodes_needed, with_inputs
 from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
-from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
+from onnxfi.graph.spiking.pattern_graph import MAKES_NUMBERS, MAKES_SPIKES
 
 CutPoints = tuple[tuple[str, ...], ...]
 
@@ -46,7 +46,10 @@ def spike_cut_points(model: Model) -> CutPoints:
     """
     if rows := read_neuron_table(model.proto):
         return tuple(tuple(map(str, row["spike"])) for row in rows if not row["loop"])
-    if MAKES_SPIKES.isdisjoint(node.op_type for node in all_nodes(model.proto.graph.node)):
+    # The search reads the weights too: not where comparisons give masks alone, as in a transformer.
+    nodes = [*all_nodes(model.proto.graph.node)]
+    compared = {name for node in nodes if node.op_type in MAKES_SPIKES for name in node.output}
+    if compared.isdisjoint(name for node in nodes if node.op_type in MAKES_NUMBERS for name in node.input):
         return ()
     try:
         return tuple(

@@ -24,6 +24,8 @@ ELEMENTWISE = frozenset(
 _COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
 #: Operators of which every model with spikes has at least one.
 MAKES_SPIKES = frozenset(_COMPARE)
+#: Operators that make numbers of what these give; see `PatternGraph._number`.
+MAKES_NUMBERS = frozenset(("Cast", "Where"))
 #: Operators that may process a constant before it is used.
 _FOLDED = frozenset((
     "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Log", "Sigmoid",

@@ -9,9 +9,11 @@ import pytest
 from onnx import parser
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.model.loading import load
+from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.partition import cut_points
 from onnxfi.graph.partition.cut_points import decision_cut, narrow_cut_points, segments, whole_subgraph
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
+from onnxfi.graph.spiking.detect_neurons import SpikingLayers
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 SIGNS = "float[4,4] w = {1,-1,1,1,1,1,-1,1,1,1,1,-1,-1,1,1,1}"
@@ -69,6 +71,25 @@ def test_what_becomes_integers_stays_with_the_operator_before_it(tmp_path: Path)
 def test_answers_are_decided_behind_all_computation(nodes: str, found: tuple[str, ...], tmp_path: Path) -> None:
     net = wired(f"net (float[4,4] x) => (y) <{SIGNS}> {{ {nodes} }}", tmp_path)
     assert set(decision_cut(net, whole_subgraph(net, ()))) - {"x"} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("behind", "asked"),
+    [
+        ("m = And(c, o) y = Where(m, x, w)", False),  # a mask, as in attention
+        ("n = Cast<to = 1>(c) y = Add(n, x)", True),
+        ("y = Where(c, w, x)", True),
+    ],
+)
+def test_spikes_are_looked_for_where_numbers_are_made_of_comparisons(
+    behind: str, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = f"net (float[4,4] x, bool[4,4] o) => (float[4,4] y) <{SIGNS}> {{ c = Greater(x, w) {behind} }}"
+    onnx.save(parser.parse_model(HEAD + graph), tmp_path / "m.onnx")
+    seen: list[Model] = []
+    monkeypatch.setattr(cut_points, "find_spiking_layers", lambda model: seen.append(model) or SpikingLayers(()))
+    assert cut_points.spike_cut_points(load(tmp_path / "m.onnx")) == ()
+    assert bool(seen) == asked
 
 
 def test_one_operator_is_one_segment(tmp_path: Path) -> None:
