@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxfi.faults.space import Target
+from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.conv_partial_sums import ConvSum, largest_conv_sum
 from onnxfi.graph.partition.cut_points import CutPoints, segments, whole_subgraph
@@ -357,6 +358,17 @@ class Segmentation:
         """Return whether an activation is read only after the segment that computes it."""
         mine = self._nodes[self.makers[name]] if self.makers.get(name, -1) >= 0 else frozenset()
         return name in self.makers and mine.isdisjoint(self.net.users.get(name, ()))
+
+    def row_indices(self, where: TensorLocation) -> tuple[str, ...] | None:
+        """Return the activations that say which rows of a tensor are read; None if more than these may be."""
+        nodes = [self.net.proto.graph.node[k] for k in self.net.users.get(where.fed, ())]
+        if where.node >= 0 or not nodes or where.fed in self.net.outputs:
+            return None
+        for node in nodes:
+            rows = node.op_type == "Gather" and node.domain in ("", "ai.onnx") and integer(node, "axis", 0) == 0
+            if not rows or node.input[0] != where.fed or node.input[1] not in self.makers:
+                return None
+        return tuple(dict.fromkeys(node.input[1] for node in nodes))
 
     def _taken_along(self, name: str) -> bool:
         """Return whether several segments compute an activation, each for itself."""

@@ -168,17 +168,48 @@ class FedWeights(Reexecution):
         self.cost_bytes += self.tensor.nbytes
         stored = {path.location.fed: self.tensor}
         self.entries = [self._opened(entry, stored, path.location) for entry in path.entries]
+        self.indices = segmented.segmentation.row_indices(path.location)
 
-    def outputs(self, k: int, faults: TrialFaults | None = None) -> Outputs:
-        """Return the outputs of batch k; the tensor holds the faults meanwhile."""
+    def _check_golden(self, k: int) -> None:
         with claim(self):
-            return super().outputs(k, faults)
+            super()._check_golden(k)
 
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
+        rows = SampleRows(self.golden, k)
+        if not self._read(k, faults):
+            return rows, {}
         self._check_golden(k)
-        faulty = {entry.entry.segment: FaultyEntry(entry) for entry in self.entries}
-        with FaultyWords(self.tensor, faults, self.location):
-            return self.segmented.run_from(SampleRows(self.golden, k), {}, min(faulty), faulty)
+        faulty = {entry.entry.segment: _FedEntry(entry, self, faults) for entry in self.entries}
+        return self.segmented.run_from(rows, {}, min(faulty), faulty)
+
+    def _read(self, k: int, faults: TrialFaults) -> bool:
+        """Return whether batch k reads a faulty element; of rows that are looked up it reads few."""
+        if self.indices is None:
+            return True
+        faulty = faults.of(self.location)[0] // (self.tensor.size // len(self.tensor))
+        read = self.golden.values(k, self.indices)
+        return any(np.isin(index % len(self.tensor), faulty).any() for index in read.values())
+
+
+@dataclass(frozen=True)
+class _FedEntry:
+    """An entry subgraph that is fed a tensor, which holds the faults of one trial meanwhile and no longer."""
+
+    entry: EntrySession
+    weights: FedWeights
+    faults: TrialFaults
+
+    @property
+    def changed_inside(self) -> frozenset[str]:
+        """Return the activations that it changes itself."""
+        return self.entry.faulty_activations
+
+    def run(self, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of the segment, where `differing` differs from the golden activations."""
+        with claim(self.weights):
+            self.entry.check_golden(rows)
+            with FaultyWords(self.weights.tensor, self.faults, self.weights.location):
+                return self.entry.outputs(rows, differing)
 
 
 class FaultyActivations(Reexecution):

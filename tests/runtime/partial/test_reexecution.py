@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,9 +12,12 @@ from campaign_networks import STEPS, Net, flips
 from routed_trials import SAMPLES, bench_of, injectable, routed, vectors
 from tiny_campaigns import chance
 
-from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.faults.trials import concatenate
 from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.partial.reexecution import FedWeights
+from onnxfi.runtime.partial.segmented_model import SegmentedModel
 
 
 @pytest.mark.slow
@@ -59,6 +63,75 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
         stacked(bench.opened.run(bench.opened.faulty_session(faults))) if found is None else found, expected, rtol=1e-4
     )
     assert kind == "full"
+
+
+def looked_up(folder: Path, *, nodes: str = "e = Gather(table, x)", **campaign: Any) -> TrialExecutor:
+    """A network that reads rows 0, 2 and, as -1, 5 of a table of 6, open as a campaign."""
+    graph = f"""<ir_version: 10, opset_import: ["": 21]> g (int64[N,3] x) => (float[N,3,8] y)
+        {{ {nodes} h = MatMul(e, w) r = Relu(h) z = MatMul(r, v) y = Relu(z) }}"""
+    model = onnx.parser.parse_model(graph)
+    stored = {"table": chance(6, 8, seed=1), "w": chance(8, 8, seed=2), "v": chance(8, 8, seed=3)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in stored.items())
+    onnx.save(model, folder / "net.onnx")
+    np.savez(folder / "x.npz", x=np.array([[0, 2, 2], [-1, 0, 0], [0, 0, 0], [2, 2, 2]]))
+    files = (str(folder / "net.onnx"), str(folder / "x.npz"))
+    return TrialExecutor.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off", **campaign))
+
+
+@pytest.mark.parametrize("nodes", ["e = Gather(table, x)", "a = Gather(table, x) b = Gather(table, x) e = Add(a, b)"])
+def test_of_a_table_the_rows_that_are_looked_up_change_answers(nodes: str, tmp_path: Path) -> None:
+    bench = looked_up(tmp_path, nodes=nodes)
+    [table] = [t for t in bench.opened.model.targets if t.id == "table"]
+    golden = stacked(bench.opened.run(bench.opened.session())).tobytes()
+    for rows in ((0,), (1,), (2,), (3,), (4,), (5,), (1, 4), (1, 5)):
+        faults = concatenate([flips([table], [(8 * row + 3, 30)]) for row in rows])
+        kind, found = routed(bench, faults)
+        assert found is not None and kind == "partial"
+        assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
+        assert (found.tobytes() == golden) == {0, 2, 5}.isdisjoint(rows)
+
+
+def test_rows_that_are_not_looked_up_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = looked_up(tmp_path)
+    [table] = [t for t in bench.opened.model.targets if t.id == "table"]
+    routed(bench, flips([table], [(0, 30)]))
+    monkeypatch.setattr(SegmentedModel, "run_from", None)
+    assert routed(bench, flips([table], [(8 * 4, 30)]))[1] is not None
+    with pytest.raises(TypeError):
+        routed(bench, flips([table], [(8 * 5, 30)]))
+
+
+@pytest.mark.parametrize(
+    "nodes", ["a = Gather(table, x) s = ReduceSum(table) e = Add(a, s)", "t = Abs(table) e = Gather(t, x)"]
+)
+def test_a_table_that_is_read_in_other_ways_too_is_faulty_in_all_rows(nodes: str, tmp_path: Path) -> None:
+    bench = looked_up(tmp_path, nodes=nodes)
+    [table] = [t for t in bench.opened.model.targets if t.id == "table"]
+    for row in (0, 1):
+        faults = flips([table], [(8 * row, 30)])
+        _, found = routed(bench, faults)
+        expected = stacked(bench.opened.run(bench.opened.faulty_session(faults)))
+        assert found is None or found.tobytes() == expected.tobytes()
+
+
+def test_a_weight_that_is_fed_holds_its_faults_no_longer_than_its_segment_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = looked_up(tmp_path)
+    [table] = [t for t in bench.opened.model.targets if t.id == "table"]
+    faults = flips([table], [(0, 30)])
+    found = bench.shorter(PreparedTrial(faults, [table]))
+    assert found is not None and isinstance(found[0], FedWeights)
+    (fed, injected), own, seen = found, chance(6, 8, seed=1), []
+    run_segment = SegmentedModel.run_segment
+
+    def looks(self: SegmentedModel, *given: Any) -> Any:
+        seen.append(np.array_equal(fed.tensor, own))
+        return run_segment(self, *given)
+
+    monkeypatch.setattr(SegmentedModel, "run_segment", looks)
+    fed.outputs(0, injected)
+    assert seen and all(seen)
 
 
 @pytest.mark.slow
