@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reported_campaigns import singles, sweep
 
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.results.trial_columns import trial_columns, trial_faults
+from onnxfi.campaign.results.trial_columns import MetricTexts, trial_columns, trial_faults
 from onnxfi.tasks.task import OUTCOMES
 
 
@@ -43,3 +46,20 @@ def test_faults_come_in_the_order_asked_for(here: Path, monkeypatch: pytest.Monk
         for trial, one in zip(asked, trial_faults(opened, asked, {asked[0]}), strict=True):
             assert (one.cause, one.changed) == (rows[trial].cause, rows[trial].changed)
             assert one.lines == (opened.lines(trial) if trial == asked[0] else "") and one.words == []
+
+
+VALUE = st.sampled_from([0.0, 0.25, 1.0, 1e-300, "inf", "-inf", None])
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["a", "b", "c", 'd"', "é", "f"]), VALUE), min_size=1, max_size=30),
+    st.lists(st.sampled_from(["a", "b", "c", 'd"', "é", "f", "g"]), unique=True, max_size=4),
+)
+def test_metrics_are_those_of_each_text_alone(rows: list[dict[str, float | str | None]], names: list[str]) -> None:
+    """Whatever is not asked for differs, also where trials lack what others have, and more texts than are kept."""
+    reader = MetricTexts(names, most=8)
+    for begin in range(0, len(rows), 5):
+        block = rows[begin : begin + 5]
+        read = reader.read([json.dumps(row, sort_keys=True) for row in block])
+        wanted = [[float(x) if (x := row.get(name)) is not None else math.nan for name in names] for row in block]
+        np.testing.assert_array_equal(read, np.array(wanted).reshape(len(block), len(names)))
