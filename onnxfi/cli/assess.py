@@ -54,6 +54,7 @@ def command(
     began = time.monotonic()
     from onnxfi.analysis.assess import assess
     from onnxfi.analysis.environment import load_environment
+    from onnxfi.campaign.workers.scheduling import cores
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.write.output_file import check_folder
 
@@ -71,7 +72,7 @@ def command(
 
     found = assess(
         model, data, time_s=time_s, environment=here, out=place, began=began,
-        workers=_workers(flags) if workers is None else workers, on_phase=None if as_json else print_note,
+        workers=cores() if workers is None else workers, on_phase=None if as_json else print_note,
         on_found=write, **given,
     )  # fmt: skip
     if as_json:
@@ -80,12 +81,6 @@ def command(
     _print(found)
     if written and written[-1] is not None:
         click.echo(f"wrote {written[-1]}")
-
-
-def _workers(flags: dict[str, Any]) -> int:
-    from onnxfi.campaign.workers.scheduling import cores
-
-    return cores()
 
 
 def _write_page(found: Assessment) -> Path | None:

@@ -118,10 +118,11 @@ def _goal_text(goal: Goal) -> str:
 
 
 def _rows(search: Search) -> list[tuple[str, ...]]:
+    from onnxfi.cli.terminal import cut_front
+
     rows: list[tuple[str, ...]] = [("0", "", *_unharmed(search))]
     for k, (flip, harm) in enumerate(zip(search.flips, search.harm, strict=True), 1):
-        site = flip.site if len(flip.site) <= _LONGEST_SITE else "…" + flip.site[1 - _LONGEST_SITE :]
-        rows.append((str(k), site, *_shares(harm)))
+        rows.append((str(k), cut_front(flip.site, _LONGEST_SITE), *_shares(harm)))
     return rows
 
 

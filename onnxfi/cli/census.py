@@ -62,7 +62,7 @@ def _print(found: Census) -> None:
     """Print a census: by class, by bit of the common formats, by layer, and the forecast."""
     from onnxfi.analysis.bit_effects import EFFECT_MEANINGS, EFFECTS
     from onnxfi.analysis.census import FLIPS
-    from onnxfi.cli.terminal import count, print_line, table
+    from onnxfi.cli.terminal import count, cut_front, print_line, table
 
     whole = found.whole
     print_line(found.model)
@@ -78,7 +78,7 @@ def _print(found: Census) -> None:
     if wide:
         most = max(wide, key=lambda row: row.reach or 0)
         print_line(f"a flip changes {whole.reached / whole.bits:,.1f} words on average,")
-        print_line(f"at most {most.reach or 0:,}, in {_cut(most.key)}")
+        print_line(f"at most {most.reach or 0:,}, in {cut_front(most.key, _LONGEST_NAME)}")
     steps = [row.step for row in found.targets if row.step is not None and row.role == "weight"]
     if steps:
         low, high = min(step[0] for step in steps), max(step[1] for step in steps)
@@ -111,22 +111,17 @@ def _print_bits(row: CensusRow) -> None:
 def _print_layers(found: Census) -> None:
     """Print the layers with most of the catastrophic flips."""
     from onnxfi.analysis.bit_effects import CATASTROPHIC
-    from onnxfi.cli.terminal import table
+    from onnxfi.cli.terminal import cut_front, table
 
     of_all = max(found.whole.totals[CATASTROPHIC], 1)
     some = [row for row in found.layers if row.totals[CATASTROPHIC]] or list(found.layers)
     ordered = sorted(some, key=lambda row: -row.totals[CATASTROPHIC])[:_MOST_LAYERS]
     lines = [
-        (_cut(row.key), row.dtype, f"{row.bits:,}", *map(share_text, (row.share("catastrophic"), row.totals[CATASTROPHIC] / of_all)))
+        (cut_front(row.key, _LONGEST_NAME), row.dtype, f"{row.bits:,}", *map(share_text, (row.share("catastrophic"), row.totals[CATASTROPHIC] / of_all)))
         for row in ordered
     ]  # fmt: skip
     shown = "" if len(found.layers) == len(ordered) else f", {len(ordered)} of {len(found.layers):,}"
     table(f"By layer, most catastrophic flips first{shown}", ("Layer", "Type", ">Bits", ">Catastr.", ">Of all"), lines)
-
-
-def _cut(name: str) -> str:
-    """Return the end of a long name, which tells layers apart."""
-    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
 
 
 def share_text(share: float) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, STAGE, Duration, given_flags, verb
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, STAGE, Duration, given_flags, refuse_flags, verb
 from onnxfi.cli.streams import OUTPUT
 
 if TYPE_CHECKING:
@@ -63,16 +62,20 @@ def command(
     from onnxfi.campaign.gate import write_budget as propose
     from onnxfi.campaign.gate.budget import load_budget
     from onnxfi.campaign.gate.check import check
+    from onnxfi.campaign.workers.scheduling import cores
 
     explicit = given_flags(flags)
-    _check_flags(write_budget, force, explicit)
+    if force and not write_budget:
+        raise click.UsageError("--force requires --write-budget")
+    if write_budget:
+        refuse_flags(("baseline", "time_s"), "with --write-budget")
     named = {name: flags[name] for name in ("junit", "markdown") if flags[name] is not None}
     if len({place.resolve() for place in named.values()}) < len(named):
         raise click.UsageError(f"both outputs are {str(flags['junit'])!r}; name another file")
     inputs = [model, budget, *(flags[name] for name in ("baseline", "data", "labels") if flags[name] is not None)]
     outputs = [(summary.writer(place, inputs), name) for name, place in named.items()]
     fields = _campaign_fields(explicit) | ({"allow_code": True} if allow_code else {})
-    n_workers = os.cpu_count() or 1 if workers is None else workers
+    n_workers = cores() if workers is None else workers
     if write_budget:
         base = propose.base_budget(model, budget, fields, force=force, allow_code=allow_code)
         written = propose.write_budget(model, base, budget, store=out, workers=n_workers)
@@ -88,15 +91,6 @@ def command(
         write(summary.junit(checked) if name == "junit" else summary.markdown(checked))
     _print_result(checked, budget, notes, as_json)
     click.get_current_context().exit(0 if write_budget else checked.exit_code)
-
-
-def _check_flags(write_budget: bool, force: bool, explicit: Mapping[str, Any]) -> None:
-    if force and not write_budget:
-        raise click.UsageError("--force requires --write-budget")
-    for name in ("baseline", "time_s"):
-        if write_budget and name in explicit:
-            flag = {"time_s": "time"}.get(name, name)
-            raise click.UsageError(f"--{flag} has no effect with --write-budget; leave it out")
 
 
 def _campaign_fields(explicit: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def command(
     """
     from onnxfi.campaign.report.compare import compare
     from onnxfi.campaign.workers.scheduling import default_workers
+    from onnxfi.cli.report import check_extras
     from onnxfi.cli.terminal import print_json, print_line, print_note
     from onnxfi.graph.write.output_file import check_folder
     from onnxfi.graph.write.scratch_folder import scratch_folder
@@ -73,7 +74,7 @@ def command(
     if len(models) < 2:
         raise click.UsageError("compare needs two models or more; for one use onnxfi run")
     _check_design(models, flags, figures=figure_folder is not None)
-    _check_extras(html, figure_folder, models)
+    check_extras(html, models, figures=figure_folder is not None)
     for path in (out, figure_folder):
         if path is not None:
             check_folder(path)
@@ -108,18 +109,6 @@ def command(
         _print(found)
         for file in written:
             print_line(f"wrote {file}")
-
-
-def _check_extras(html: Path | None, figure_folder: Path | None, models: tuple[Path, ...]) -> None:
-    """Refuse a page that cannot be written, and missing extras, before anything runs."""
-    from onnxfi.campaign.gate.ci_report import writer
-    from onnxfi.campaign.report.curves import needs
-
-    if figure_folder is not None:
-        needs("matplotlib")
-    if html is not None:
-        needs("jinja2")
-        writer(html, models)
 
 
 def _write(reports: list[Report], figure_folder: Path | None, html: Path | None) -> list[Path]:

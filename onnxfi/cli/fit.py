@@ -95,12 +95,13 @@ def _print_mission(budget: FitBudget) -> None:
 
 
 def _row(part: FitPart, several: bool) -> tuple[str, ...]:
+    from onnxfi.cli.terminal import cut_front
+
     i, name = part.part.pvf, part.part.layer
-    cut = name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
     middle = "-" if math.isnan(i.estimate) else f"{100 * i.estimate:.2f}"
     pvf = f"{middle} [{100 * i.low:.2f}, {100 * i.high:.2f}]"
     memory = (part.memory.name if part.memory else "-",) if several else ()
-    return cut, *memory, f"{part.part.bits:,}", pvf, _fit_text(part.fit)
+    return cut_front(name, _LONGEST_NAME), *memory, f"{part.part.bits:,}", pvf, _fit_text(part.fit)
 
 
 def _fit_text(ends: Range) -> str:

@@ -152,20 +152,16 @@ def _check_outputs(flags: dict[str, Any], outputs: Iterable[Path | None]) -> Non
 
 
 def _draw_faults(model: Model, flags: dict[str, Any]) -> Sample:
+    from onnxfi.cli.inject_activations import rate_of
     from onnxfi.faults.faultlist import FaultList
-    from onnxfi.numbers import number
     from onnxfi.runtime.inject.weights import replay, sample
 
     if flags["faults"] is not None:
         return replay(model, FaultList.open(flags["faults"]))
-    ber = None
-    if flags["ber"] is not None:
-        try:
-            ber = number(flags["ber"])
-        except ValueError:
-            raise click.UsageError(f"--ber must be a number from 0 to 1, as 1e-6, got {flags['ber']!r}") from None
     names = ("count", "per_tensor", "sites", "voltage", "temperature", "fault", "seed")
-    return sample(model, ber=ber, selector=options.selector_of(flags), **{name: flags[name] for name in names})
+    return sample(
+        model, ber=rate_of(flags, "ber"), selector=options.selector_of(flags), **{name: flags[name] for name in names}
+    )
 
 
 def _document(

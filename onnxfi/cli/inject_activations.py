@@ -39,7 +39,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
         dataset = options.data_of(flags, opened, engine)
         with progress("golden run") as on_progress:
             golden = evaluate(model, dataset, engine=engine, **options.scoring_of(flags), progress=on_progress)
-    rates = {name: None if flags[name] is None else _rate(name, flags[name]) for name in ("ber", "per_sample")}
+    rates = {name: rate_of(flags, name) for name in ("ber", "per_sample")}
     batch = 1 if dataset is None else dataset.layout.fixed or min(flags["batch"], dataset.samples)
     if dataset is not None and flags["per_sample"] is not None and dataset.samples % batch:
         raise click.UsageError(
@@ -95,11 +95,13 @@ def _refuse(model: Path, flags: dict[str, Any]) -> None:
         )
 
 
-def _rate(name: str, text: str) -> float:
+def rate_of(flags: dict[str, Any], name: str) -> float | None:
+    """Return the rate that a flag gives, None if it gives none."""
     from onnxfi.numbers import number
 
+    text = flags[name]
     try:
-        return number(text)
+        return None if text is None else number(text)
     except ValueError:
         raise click.UsageError(
             f"--{name.replace('_', '-')} must be a number from 0 to 1, as 1e-6, got {text!r}"

@@ -317,7 +317,8 @@ def given_flags(flags: Mapping[str, Any], names: Iterable[str] | None = None) ->
 
 def refuse_flags(names: Iterable[str], reason: str) -> None:
     """Refuse flags that would have no effect: a given flag is never ignored."""
-    source = click.get_current_context().get_parameter_source
+    context = click.get_current_context()
+    flag_of = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
     for name in names:
-        if source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{flag_of[name]} has no effect {reason}; leave it out")

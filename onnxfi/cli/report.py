@@ -78,7 +78,7 @@ def command(
         if folder is not None:
             check_folder(folder)
     if html is not None or drawn:
-        _check_figures(html, stores, figures=drawn or bool(elements))
+        check_extras(html, stores, figures=drawn or bool(elements))
     if detectors:
         _report_detectors(stores, figure_folder, as_json=as_json)
         return
@@ -182,7 +182,7 @@ def _write_evidence(stores: tuple[Path, ...], folder: Path, environment: Path | 
     return write_evidence(stores[0], folder, None if environment is None else load_environment(environment))
 
 
-def _check_figures(html: Path | None, stores: tuple[Path, ...], *, figures: bool) -> None:
+def check_extras(html: Path | None, inputs: tuple[Path, ...], *, figures: bool) -> None:
     """Refuse a page that cannot be written, and missing extras, before anything is read."""
     from onnxfi.campaign.gate.ci_report import writer
     from onnxfi.campaign.report.curves import needs
@@ -191,7 +191,7 @@ def _check_figures(html: Path | None, stores: tuple[Path, ...], *, figures: bool
         needs("matplotlib")
     if html is not None:
         needs("jinja2")
-        writer(html, stores)
+        writer(html, inputs)
 
 
 def _print_side_by_side(found: Sequence[Report]) -> None:

@@ -163,6 +163,15 @@ def cut_middle(text: str, width: int) -> str:
     return head + mark + tail
 
 
+def cut_front(name: str, width: int) -> str:
+    """Return the end of a long name, which tells layers and sites apart.
+
+    >>> cut_front("fc1.weight", 16), cut_front("encoder.layers.10.query.weight", 16)
+    ('fc1.weight', '…10.query.weight')
+    """
+    return name if len(name) <= width else "…" + name[1 - width :]
+
+
 def print_line(text: str) -> None:
     """Print a line to standard output."""
     click.echo(named(printable(text)))

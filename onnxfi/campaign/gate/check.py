@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
-from onnxfi.campaign.gate.measurement import Measured, difference, exact, times_below
+from onnxfi.campaign.gate.measurement import Measured, exact, times_below
+from onnxfi.campaign.report.rates import ends_row
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden
 from onnxfi.campaign.run.runner import Running, run
 from onnxfi.errors import InputError, SpecError, StoreError, closest
 from onnxfi.faults.space import NamePattern
-from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.statistics.intervals import Interval
+from onnxfi.statistics.paired import difference_interval
 from onnxfi.tasks.registry import missing
 from onnxfi.tasks.task import Task
 
@@ -78,11 +79,11 @@ class Finding:
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        one, i = self.limit, self.interval
-        ends = {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+        one = self.limit
         return {
             "name": str(one), "rate": one.rate, "ber": one.ber, "layer": one.layer, "golden": one.golden,
-            "bound": one.bound, "limit": one.value, **ends, "verdict": self.verdict, "reason": self.reason,
+            "bound": one.bound, "limit": one.value, **ends_row(self.interval), "verdict": self.verdict,
+            "reason": self.reason,
         }  # fmt: skip
 
 
@@ -296,7 +297,7 @@ def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str)
         if limit.times_below is not None:
             value = times_below(value, earlier)
         else:
-            value = exact(value.estimate - earlier.estimate) if limit.golden else difference(value, earlier)
+            value = exact(value.estimate - earlier.estimate) if limit.golden else difference_interval(earlier, value)
     if missing and not limit.golden:
         return Finding(limit, value, UNDECIDED, missing)
     verdict = decide(limit, value)

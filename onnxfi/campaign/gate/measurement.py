@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.report.rates import Fold
+from onnxfi.campaign.report.rates import Fold, ends_row
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import BaselineError, StoreError
 from onnxfi.faults.faultlist import Header
-from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.task import Task
 
@@ -36,7 +35,7 @@ class MeasuredRate:
 
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"rate": self.rate, "ber": self.ber, "layer": self.layer} | _ends(self.interval)
+        return {"rate": self.rate, "ber": self.ber, "layer": self.layer} | ends_row(self.interval)
 
 
 @dataclass(frozen=True)
@@ -168,26 +167,6 @@ def _rates(store: str | Path, confidence: float) -> tuple[MeasuredRate, ...]:
     return tuple(MeasuredRate(r.name, ber, layer, r.interval) for ber, layer, fold in folds for r in fold.rates)
 
 
-def difference(now: Interval, before: Interval) -> Interval:
-    """Return the interval of the change from `before` to `now`, two measurements taken to be independent.
-
-    With estimates v and ends l, h it reaches from v₂ − v₁ − √((v₂ − l₂)² + (h₁ − v₁)²) to v₂ − v₁ +
-    √((h₂ − v₂)² + (v₁ − l₁)²). Source: Zou and Donner, Statistics in Medicine 27, 2008 (for proportions: Newcombe,
-    Statistics in Medicine 17, 1998). Its confidence is the lower of the two.
-
-    >>> from onnxfi.statistics.intervals import clopper_pearson
-    >>> found = difference(clopper_pearson(30, 100), clopper_pearson(10, 100))
-    >>> round(found.low, 3), round(found.estimate, 3), round(found.high, 3)
-    (0.049, 0.2, 0.344)
-    """
-    change = now.estimate - before.estimate
-    below = math.hypot(now.estimate - now.low, before.high - before.estimate)
-    above = math.hypot(now.high - now.estimate, before.estimate - before.low)
-    return Interval(
-        change - below, change + above, change, "variance estimates recovery", min(now.confidence, before.confidence)
-    )
-
-
 def times_below(now: Interval, before: Interval) -> Interval:
     """Return how many times a rate lies below its baseline, from the ends of both intervals.
 
@@ -211,10 +190,6 @@ def exact(value: Any) -> Interval:
 
 def _three(row: dict[str, Any]) -> tuple[float, float, float]:
     return float(row["low"]), float(row["high"]), float(row["value"])
-
-
-def _ends(i: Interval) -> dict[str, Any]:
-    return {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
 
 
 def _name(key: str) -> str:

@@ -88,9 +88,11 @@ class FaultTargets:
             scopes = () if listed.activations is None else (listed.activations.scope,)
         if not any(scope.includes_activations for scope in scopes):
             return cls(model, model.targets)
+        kinds = tuple(dict.fromkeys(kind for scope in scopes for kind in scope.target))
+        scope = FaultScope(kinds, scopes[0].persistence, scopes[0].all)
         if isinstance(session, GenerationSession) and data is not None:
-            return cls._of_loop(model, session, data, scopes, listed, custom_ops)
-        if any("kv-cache" in scope.target for scope in scopes):
+            return cls._of_loop(model, session, data, scope, listed, custom_ops)
+        if "kv-cache" in kinds:
             raise SelectorError("target kv-cache needs a decoder in its loop; add --task generation")
         plain = {a.target.id: a for a in activations(model)}
         rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
@@ -98,8 +100,6 @@ class FaultTargets:
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shape_known and not _alike(a, plain.get(a.target.id))}
         places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.axis_unknown_reason}
-        kinds = tuple(dict.fromkeys(kind for scope in scopes for kind in scope.target))
-        scope = FaultScope(kinds, scopes[0].persistence, scopes[0].all)
         untyped = {name for name, a in plain.items() if a.unsupported_reason}
         types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.unsupported_reason}
         found = ActivationSpace(scope, data.samples if data else 0, steps, shapes, places, types)
@@ -114,11 +114,9 @@ class FaultTargets:
 
     @classmethod
     def _of_loop(
-        cls, model: Model, session: GenerationSession, data: Data, scopes: Sequence[FaultScope], listed: Header | None,
+        cls, model: Model, session: GenerationSession, data: Data, scope: FaultScope, listed: Header | None,
         custom_ops: Sequence[str],
     ) -> FaultTargets:  # fmt: skip
-        kinds = tuple(dict.fromkeys(kind for scope in scopes for kind in scope.target))
-        scope = FaultScope(kinds, scopes[0].persistence, scopes[0].all)
         space = generation_space(model, session, data, scope, custom_ops)
         if listed is not None and listed.activations is not None:
             check_agrees(space, listed.activations)

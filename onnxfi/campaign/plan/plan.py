@@ -30,8 +30,6 @@ from onnxfi.campaign.spec.designs import (
     Replay,
     SingleFaults,
     Sweep,
-    TemperatureSweep,
-    VoltageSweep,
 )  # fmt: skip
 from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
@@ -340,7 +338,7 @@ def _in_words(design: Design, unit: str) -> str:
             return f"sweep, {design.repeat:,} trials at each of {len(design.rates):,} rates per {unit}"
         case PerSampleSweep():
             return f"sweep, {design.repeat:,} trials at each of {len(design.rates):,} rates per sample"
-        case VoltageSweep() | TemperatureSweep():
+        case Sweep():
             return f"sweep, {design.repeat:,} memories, each at {len(design.rates):,} {design.key}s"
         case FaultMix():
             return f"{len(design.mix)} draws together in each trial"
@@ -355,7 +353,7 @@ def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> b
     """Return True if a campaign has a trial for each worker, as far as known before its model is opened."""
     least = workers * (shard[1] if shard else 1)
     match campaign.design:
-        case BerSweep() | PerSampleSweep() | VoltageSweep() | TemperatureSweep() as design:
+        case Sweep() as design:
             return design.repeat * len(design.rates) >= least
         case FaultMix(repeat=n) | SingleFaults(trials=int(n)):
             return n >= least

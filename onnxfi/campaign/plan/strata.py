@@ -12,15 +12,7 @@ from numpy.typing import NDArray
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.signed_space import SignBits, by_sign
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.designs import (
-    AdaptiveFaults,
-    BerSweep,
-    FaultMix,
-    PerSampleSweep,
-    SingleFaults,
-    TemperatureSweep,
-    VoltageSweep,
-)
+from onnxfi.campaign.spec.designs import AdaptiveFaults, FaultMix, SingleFaults, Sweep
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.registry import parse_fault
@@ -85,7 +77,7 @@ def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[Planne
             return tuple(_signed(_fields(space), fault_targets))
         case AdaptiveFaults():
             return (PlannedStratum("all", space, 0),) if design.method == "simple" else tuple(_fields(space))
-        case BerSweep() | PerSampleSweep() | VoltageSweep() | TemperatureSweep():
+        case Sweep():
             return tuple(PlannedStratum(f"{rate:g}", space, design.repeat, ber=rate) for rate in design.rates)
         case SingleFaults(margin=float(margin)):
             return _sized_strata(design, margin, campaign.confidence, fault_targets, space, event)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.results.store import Store, declared_task
-from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds
+from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds, probabilities
 from onnxfi.statistics.adaptive import (
     Allocation,
     Floats,
@@ -71,9 +71,7 @@ class AdaptiveRecord:
         """Read the complete rounds of a store."""
         strata, rounds, trials = store.strata(), list[Drawn](), list[int]()
         for number, (draws, here) in enumerate(complete_rounds(store), 1):
-            asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
-            chances = np.array([chance for (chance,) in store.db.execute(asked, (number,))])
-            rounds.append(Drawn(chances, draws.stratum, draws.half_width, draws.weight))
+            rounds.append(Drawn(probabilities(store, number), draws.stratum, draws.half_width, draws.weight))
             trials += here
         task = declared_task(store)
         metrics = tuple(metric for metric in task.reports if metric.bounds == (0, 1))
@@ -144,9 +142,12 @@ class AdaptiveRecord:
         assert scores is not None
         kept = counted.astype(np.float64)
         scores = replace(scores, weight=scores.weight * kept, bet=scores.bet * kept)
+        return self._interval(scores, len(self.layers), confidence)
+
+    def _interval(self, scores: Scores, strata: int, confidence: float) -> Interval:
         if self.method == "guaranteed":
             return confidence_sequence(scores, confidence)
-        return asymptotic_interval(scores, len(self.layers), confidence)
+        return asymptotic_interval(scores, strata, confidence)
 
     def intervals(self, strata: Numbers, confidence: float) -> dict[str, Interval]:
         """Every rate that the trials have, over the faults of some of the strata."""
@@ -154,14 +155,8 @@ class AdaptiveRecord:
         for rate, column in zip((m.name for m in self.metrics), self._columns, strict=True):
             if self.metrics[column].name in found:
                 found[rate] = found[self.metrics[column].name]
-                continue
-            scores = self.scores(rate, strata)
-            if scores is None:
-                continue
-            if self.method == "guaranteed":
-                found[rate] = confidence_sequence(scores, confidence)
-            else:
-                found[rate] = asymptotic_interval(scores, len(strata), confidence)
+            elif (scores := self.scores(rate, strata)) is not None:
+                found[rate] = self._interval(scores, len(strata), confidence)
         return found
 
     def samples(self, store: Store, n: int) -> Floats | None:

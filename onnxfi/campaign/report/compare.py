@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.report.rates import Fold
+from onnxfi.campaign.report.rates import Fold, ends_row
 from onnxfi.campaign.report.report import Report, report
+from onnxfi.campaign.report.tables import html_table
 from onnxfi.campaign.run.runner import Running, planned, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import BerSweep
 from onnxfi.errors import DataError, SpecError
-from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.statistics.intervals import Interval
@@ -72,10 +71,7 @@ class Comparison:
         return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (columns, *rows))
 
     def _repr_html_(self) -> str:
-        columns, rows = self._rows()
-        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<table><tr>{head}</tr>{body}</table>"
+        return html_table(*self._rows())
 
     def _rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return the columns and rows of the short table: a version in each row, a rate in each column."""
@@ -127,8 +123,7 @@ def _row(rate: float, version: Version, interval: Interval | None) -> dict[str, 
         "ber": rate, "trials": 0 if fold is None else fold.trials, "expected": rate * version.population,
         "outcomes": None if fold is None else fold.outcomes,
     }  # fmt: skip
-    ends = {"value": "estimate", "low": "low", "high": "high"}
-    return row | {k: None if interval is None else json_value(getattr(interval, v)) for k, v in ends.items()}
+    return row | (dict.fromkeys(("value", "low", "high")) if interval is None else ends_row(interval))
 
 
 def compare(

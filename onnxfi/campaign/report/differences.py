@@ -52,10 +52,14 @@ class Difference:
     @property
     def text(self) -> str:
         """The difference with its interval, in points of percent or in the unit of the metric."""
-        i = self.apart
-        if not self.metric.share:
-            return f"{i.estimate:+.4g} [{i.low:+.4g}, {i.high:+.4g}] {self.metric.unit}".rstrip()
-        return f"{100 * i.estimate:+.2f} [{100 * i.low:+.2f}, {100 * i.high:+.2f}] points"
+        return difference_text(self.metric, self.apart)
+
+
+def difference_text(metric: Metric, i: Interval) -> str:
+    """Return a difference with its interval, in points of percent or in the unit of the metric."""
+    if not metric.share:
+        return f"{i.estimate:+.4g} [{i.low:+.4g}, {i.high:+.4g}] {metric.unit}".rstrip()
+    return f"{100 * i.estimate:+.2f} [{100 * i.low:+.2f}, {100 * i.high:+.2f}] points"
 
 
 def differences(found: Sequence[CampaignRates]) -> list[Difference]:

@@ -17,7 +17,6 @@ import numpy as np
 from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store
-from onnxfi.faults.faultlist import Header
 from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
 from onnxfi.statistics.sample_size import sample_size
 from onnxfi.tasks.task import Metric, Task
@@ -456,8 +455,7 @@ def design(found: CampaignRates) -> str:
     campaign = found.campaign
     targets = campaign.get("target") or "weights"
     where = targets if isinstance(targets, str) else listed(list(map(str, targets)))
-    with Store.open(found.store, checked=True) as opened:
-        fault = Header.parse(opened.get("header"), str(found.store)).fault
+    fault = found.header.fault
     kinds = {
         "single": f"one fault per trial ({fault}) in its {where}",
         "exhaustive": f"every single fault ({fault}) in its {where}",
@@ -485,18 +483,15 @@ def any_bit(found: CampaignRates) -> str:
 
 def _one_fault(found: CampaignRates) -> str:
     """Return the fault of a trial in words."""
-    with Store.open(found.store, checked=True) as opened:
-        header = Header.parse(opened.get("header"), str(found.store))
-    return "one flipped bit" if header.fault == "flip" else f"one fault ({header.fault})"
+    fault = found.header.fault
+    return "one flipped bit" if fault == "flip" else f"one fault ({fault})"
 
 
 def _drawn_from(found: CampaignRates) -> tuple[str, int]:
     """Return the unit of the rates of a sweep, and how many there are of it."""
     if found.campaign["design"] == "per_sample":
         return "sample", 0
-    with Store.open(found.store, checked=True) as opened:
-        header = Header.parse(opened.get("header"), str(found.store))
-    return header.unit, header.population
+    return found.header.unit, found.header.population
 
 
 def _together(rows: Sequence[tuple[str, float]]) -> str:

@@ -22,7 +22,6 @@ from onnxfi.campaign.report.findings import lost_answers, measured, shares, shor
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.results.trial_columns import trial_faults
-from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
 from onnxfi.tasks.outcomes import unpacked
@@ -142,9 +141,7 @@ def campaign_data(
 
 def model_name(found: CampaignRates) -> str:
     """Return the name of the model's file without its ending, and of the stage of a pipeline."""
-    with Store.open(found.store, checked=True) as opened:
-        file = Header.parse(opened.get("header"), str(found.store)).file
-    name = file.replace("\\", "/").rpartition("/")[2].removesuffix(".onnx") or "network"
+    name = found.header.file.replace("\\", "/").rpartition("/")[2].removesuffix(".onnx") or "network"
     stage = found.campaign.get("stage")
     return f"{name}, stage {stage}" if stage else name
 

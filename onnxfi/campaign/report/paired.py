@@ -13,7 +13,9 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.mapped_list import MappedList, map_list
 from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.report.differences import difference_text
 from onnxfi.campaign.report.html_page import PageHead, PageTable, write_page
+from onnxfi.campaign.report.rates import ends_row
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store
@@ -21,7 +23,6 @@ from onnxfi.campaign.run.runner import Running, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay, SingleFaults
 from onnxfi.errors import DataError, NoCanaryError
-from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.protection.calibration import sample_marks
 from onnxfi.protection.protect import read_record
@@ -153,7 +154,7 @@ def write_paired_page(found: PairedComparison, file: str | Path) -> Path:
     rows = tuple(
         (row.metric.label, "all" if row.ber is None else f"{row.ber:g}", f"{row.found.n:,}",
          row.metric.text(row.found.first), row.metric.text(row.found.second),
-         _difference(row), f"{row.found.p_value:.2g}")
+         difference_text(row.metric, row.found.difference), f"{row.found.p_value:.2g}")
         for row in found.rows
     )  # fmt: skip
     tables = (PageTable("The same faults on both, with the interval of paired differences", heads, rows),)
@@ -162,19 +163,11 @@ def write_paired_page(found: PairedComparison, file: str | Path) -> Path:
     return write_page([found.first.found, found.second.found], file, head=head)
 
 
-def _difference(row: PairedRow) -> str:
-    """Return a difference with its interval, of shares in points of percent."""
-    i = row.found.difference
-    if not row.metric.share:
-        return row.metric.interval(i)
-    return f"{100 * i.estimate:+.2f} [{100 * i.low:+.2f}, {100 * i.high:+.2f}] points"
-
-
 def _sentence(row: PairedRow, name: str) -> str:
     """Return a difference in words."""
     i, metric = row.found.difference, row.metric
     where = "" if row.ber is None else f" at {row.ber:g}"
-    ends = f"{metric.text(row.found.first)} to {metric.text(row.found.second)}, difference {_difference(row)}"
+    ends = f"{metric.text(row.found.first)} to {metric.text(row.found.second)}, difference {difference_text(metric, i)}"
     if i.low <= 0 <= i.high:
         return f"{metric.label}{where} cannot be distinguished: {ends} ({row.found.n:,} trials)."
     better = (i.low > 0) == (metric.better == "higher")
@@ -194,9 +187,7 @@ def _document(row: PairedRow) -> dict[str, Any]:
 
 
 def _ends(i: Interval | None) -> dict[str, Any] | None:
-    if i is None:
-        return None
-    return {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+    return None if i is None else ends_row(i)
 
 
 def compare_paired(

@@ -25,6 +25,7 @@ from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.campaign.results.trial_columns import TrialColumns, column_blocks, trial_columns
 from onnxfi.campaign.run.adaptive_rounds import Look, look_at
 from onnxfi.errors import StoreError
+from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import (
     Interval,
@@ -47,6 +48,11 @@ TrialCell = tuple[int, str | None, int | None]
 _Part = tuple[int | None, Sums, int | None]
 
 
+def ends_row(i: Interval) -> dict[str, Any]:
+    """Return an interval as plain values for JSON."""
+    return {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+
+
 @dataclass(frozen=True)
 class MetricEstimate:
     """A rate with its interval; `of` is what it is a share of: trials, or samples."""
@@ -57,9 +63,7 @@ class MetricEstimate:
 
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        i = self.interval
-        value = None if math.isnan(i.estimate) else json_value(i.estimate)
-        ends = {"value": value, "low": json_value(i.low), "high": json_value(i.high)}
+        ends = ends_row(self.interval) | ({"value": None} if math.isnan(self.interval.estimate) else {})
         return {"name": self.name, "of": self.of, **ends}
 
 
@@ -146,6 +150,12 @@ class CampaignRates:
     def task(self) -> Task:
         """The task as the store declares it."""
         return Task.declared(self.golden["task"])
+
+    @cached_property
+    def header(self) -> Header:
+        """The header of the fault list."""
+        with Store.open(self.store, checked=True) as opened:
+            return Header.parse(opened.get("header"), str(self.store))
 
     @cached_property
     def trials(self) -> TrialColumns:

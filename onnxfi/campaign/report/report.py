@@ -12,7 +12,7 @@ from onnxfi.campaign.report.figures import figures, write_figures
 from onnxfi.campaign.report.findings import turned_into_due
 from onnxfi.campaign.report.html_page import write_page
 from onnxfi.campaign.report.rates import CampaignRates, Fold
-from onnxfi.campaign.report.tables import swept_over, write_csv, write_latex
+from onnxfi.campaign.report.tables import html_table, swept_over, write_csv, write_latex
 from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.errors import InputError, OutputError, closest
 from onnxfi.graph.model.byte_source import printable
@@ -75,13 +75,10 @@ class Report(CampaignRates):
         return "\n".join([*self._head(), *lines, *self._more()])
 
     def _repr_html_(self) -> str:
-        columns, rows = self._rows()
-        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         lines = "".join(
             f"<p>{escape(line)}</p>" for line in (*self._head(), *self._more(), *turned_into_due(self), *notes(self))
         )
-        return f"<div>{lines}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        return f"<div>{lines}{html_table(*self._rows())}</div>"
 
     def _head(self) -> Iterator[str]:
         """Yield the lines above the rates: the trials, the data and the golden run."""

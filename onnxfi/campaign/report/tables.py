@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store, declared_task
-from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import CONDITION_SAMPLERS
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
@@ -68,12 +68,12 @@ def by_harm(folds: Sequence[Fold], metric: Metric) -> list[Fold]:
 
 def swept_over(found: CampaignRates) -> str:
     """Return what a sweep goes over, in words: bit error rates, rates per word, or probabilities per sample."""
-    kind = _header(found).sampler.kind
+    kind = found.header.sampler.kind
     if found.campaign["design"] == "per_sample":
         return "fault probability per sample"
     if kind in CONDITION_SAMPLERS:
         return kind
-    return "bit error rate" if unit(found) == "bit" else "fault rate per word"
+    return "bit error rate" if found.header.unit == "bit" else "fault rate per word"
 
 
 def rate_name(found: CampaignRates) -> str:
@@ -81,16 +81,6 @@ def rate_name(found: CampaignRates) -> str:
     heads = {"bit error rate": "Bit error rate (faults per bit)", "fault rate per word": "Rate (faults per word)"}
     heads |= {"voltage": "Voltage (V)", "temperature": "Temperature (°C)"}
     return heads.get(swept_over(found), "Probability of a fault per sample")
-
-
-def unit(found: CampaignRates) -> str:
-    """Return the unit of a report's rates: bit or word."""
-    return _header(found).unit
-
-
-def _header(found: CampaignRates) -> Header:
-    with Store.open(found.store, checked=True) as opened:
-        return Header.parse(opened.get("header"), str(found.store))
 
 
 def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = False) -> list[Path]:
@@ -115,7 +105,7 @@ def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = Fals
     kept = {name: rows for name, rows in tables.items() if rows}
     files = {name: f"{name}.csv" for name in kept}
     if by_model:
-        model, main = Path(_header(found).file).stem or "model", "rates" if "rates" in kept else "summary"
+        model, main = Path(found.header.file).stem or "model", "rates" if "rates" in kept else "summary"
         files = {name: f"{model}.csv" if name == main else f"{name}-{model}.csv" for name in kept}
     make_folder(place)
     return [write_table(place / files[name], rows) for name, rows in kept.items()]
@@ -230,6 +220,13 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
             table.writerow(map(cell, row.values()))
         text.detach()
     return path
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for notebooks."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxfi.campaign.report.findings import WIDEST, measured
+from onnxfi.campaign.report.findings import WIDEST, listed, measured
 from onnxfi.campaign.report.rates import FEWEST, CampaignRates
 from onnxfi.statistics.intervals import Stratum
 from onnxfi.statistics.sample_size import trials_needed
@@ -42,9 +42,9 @@ def protection_notes(found: CampaignRates) -> Iterator[str]:
     causes = found.causes()
     mine = sum(causes.get(cause, 0) for cause in PROTECTING)
     if mine:
-        listed = ", ".join(f"{cause} {n:,}" for cause, n in causes.items())
+        by_cause = ", ".join(f"{cause} {n:,}" for cause, n in causes.items())
         total = sum(causes.values())
-        yield f"DUE trials by cause: {listed}; {mine:,} of {total:,} detected by a protection, the others without one"
+        yield f"DUE trials by cause: {by_cause}; {mine:,} of {total:,} detected by a protection, the others without one"
     blocks = found.blocks()
     if blocks is not None:
         counts = ", ".join(f"{n:,} {status}" for status, n in blocks.items())
@@ -62,11 +62,11 @@ def of_trials(judged: Sequence[int], task: Task) -> str:
         return ""
     many = " and ".join(f"{n:,}" for n in dict.fromkeys(judged))
     counted = [m for m in task.reports if m.fold == "count"]
-    falling = _listed([m.name for m in counted if m.better == "higher"])
+    falling = listed([m.name for m in counted if m.better == "higher"])
     rising = [m.name for m in counted if m.detected or m.any_of]
     return (
-        f"{_listed([m.name for m in counted])} count trials by the gravest of their {many} samples: with more samples "
-        f"{falling} falls, {_listed(rising)} {'rise' if len(rising) > 1 else 'rises'}"
+        f"{listed([m.name for m in counted])} count trials by the gravest of their {many} samples: with more samples "
+        f"{falling} falls, {listed(rising)} {'rise' if len(rising) > 1 else 'rises'}"
     )
 
 
@@ -107,10 +107,6 @@ def _rounded(n: int) -> int:
     """
     step: int = 10 ** max(0, len(str(n)) - 2)
     return -(-n // step) * step
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _elsewhere(found: CampaignRates) -> str:

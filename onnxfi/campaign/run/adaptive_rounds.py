@@ -293,12 +293,17 @@ def _known(store: Store, number: int, layout: Layout, seen: Seen) -> Known | Non
     """Return the allocation of a round and the aims of parts, as known before it; None if no part is ranked by it."""
     if seen.ranked is None:
         return None
-    asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
-    chances = np.array([chance for (chance,) in store.db.execute(asked, (number,))])
     left = layout.sizes - seen.moments.n
     length = store.get("length")
     standing = seen.ranked.standing(int(length["top"]), float(length["margin"]))
+    chances = probabilities(store, number)
     return Allocation(left, chances, *shrunken_moments(layout.parents, seen.moments)), standing.aims
+
+
+def probabilities(store: Store, number: int) -> Floats:
+    """Return the probability of each stratum in a round ([strata])."""
+    asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
+    return np.array([chance for (chance,) in store.db.execute(asked, (number,))])
 
 
 def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:

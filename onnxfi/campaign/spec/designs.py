@@ -85,8 +85,23 @@ def _repeat() -> Any:
     return within(10, 1, MOST, **LENGTH)
 
 
+class Sweep(CheckedFields):
+    """A design with `repeat` trials at each of several rates, voltages or temperatures, which the field `key` has."""
+
+    key: ClassVar[str]
+    repeat: int
+    draw: FaultDraw
+    seed: int
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates, voltages or temperatures, those that were added to them last."""
+        added: tuple[float, ...] = getattr(self, "added", ())
+        return tuple(rate for rate in getattr(self, self.key) if rate not in added) + added
+
+
 @dataclass(frozen=True)
-class BerSweep(CheckedFields):
+class BerSweep(Sweep):
     """A sweep: `repeat` trials at each of several bit error rates (`ber`).
 
     `added` are those of them that its store got after others, in that order: their trials have numbers of their own, so
@@ -107,14 +122,9 @@ class BerSweep(CheckedFields):
         _check_rates("ber", self.ber)
         _check_added(self.added, self.ber)
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The rates of the sweep, those that were added to it last."""
-        return tuple(rate for rate in self.ber if rate not in self.added) + self.added
-
 
 @dataclass(frozen=True)
-class PerSampleSweep(CheckedFields):
+class PerSampleSweep(Sweep):
     """A sweep over activations: with each of several probabilities (`per_sample`) one fault in each sample."""
 
     key: ClassVar[str] = "per_sample"
@@ -136,14 +146,9 @@ class PerSampleSweep(CheckedFields):
                 "and leave persistence out", "per_sample",
             )  # fmt: skip
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The rates of the sweep, those that were added to it last."""
-        return tuple(rate for rate in self.per_sample if rate not in self.added) + self.added
-
 
 @dataclass(frozen=True)
-class VoltageSweep(CheckedFields):
+class VoltageSweep(Sweep):
     """A sweep over a fault map: `repeat` memories, each at every `voltage`."""
 
     key: ClassVar[str] = "voltage"
@@ -158,14 +163,9 @@ class VoltageSweep(CheckedFields):
         super().__post_init__()
         _check_conditions(self.key, self.voltage, self.draw)
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The voltages of the sweep."""
-        return self.voltage
-
 
 @dataclass(frozen=True)
-class TemperatureSweep(CheckedFields):
+class TemperatureSweep(Sweep):
     """A sweep over a fault map: `repeat` memories, each at every `temperature`."""
 
     key: ClassVar[str] = "temperature"
@@ -179,11 +179,6 @@ class TemperatureSweep(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_conditions(self.key, self.temperature, self.draw)
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The temperatures of the sweep."""
-        return self.temperature
 
 
 @dataclass(frozen=True)
@@ -276,8 +271,6 @@ class FaultMix(CheckedFields):
     seed: int = _seed()
 
 
-#: Designs with several trials at each of several rates, voltages or temperatures.
-Sweep = BerSweep | PerSampleSweep | VoltageSweep | TemperatureSweep
 Design = (
     BerSweep
     | PerSampleSweep

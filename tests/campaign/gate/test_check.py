@@ -21,7 +21,7 @@ from onnxfi.campaign.execute import weight_routes
 from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
-from onnxfi.campaign.gate.measurement import difference, times_below
+from onnxfi.campaign.gate.measurement import times_below
 from onnxfi.campaign.gate.write_budget import ARMS, write_budget
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
@@ -29,6 +29,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError, SpecError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
+from onnxfi.statistics.paired import difference_interval
 
 MODELS = Path(__file__).parents[3] / "models"
 CNN, DATA = MODELS / "fashion_cnn.onnx", MODELS / "fashion_test.npz"
@@ -299,12 +300,12 @@ def test_the_interval_of_a_change_holds_the_truth_as_often_as_it_says() -> None:
     for p, q, n in ((0.02, 0.05, 100), (0.3, 0.3, 60), (0.0, 0.2, 60), (0.5, 0.9, 200)):
         ends = [clopper_pearson(k, n, 0.95) for k in range(n + 1)]
         pairs = zip(random.binomial(n, p, 2000), random.binomial(n, q, 2000), strict=True)
-        held = [(i := difference(ends[b], ends[a])).low <= q - p <= i.high for a, b in pairs]
+        held = [(i := difference_interval(ends[a], ends[b])).low <= q - p <= i.high for a, b in pairs]
         assert np.mean(held) >= 0.95
     held = []
     for _ in range(500):
         x, y = random.beta(0.3, 2, 80), random.beta(0.5, 1, 80)
-        i = difference(mean_interval(y, 0.95), mean_interval(x, 0.95))
+        i = difference_interval(mean_interval(x, 0.95), mean_interval(y, 0.95))
         held.append(i.low <= 0.5 / 1.5 - 0.3 / 2.3 <= i.high)
     assert np.mean(held) >= 0.95
 
