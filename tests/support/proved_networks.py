@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxfi.runtime.certain.operators import Convolution, Matrix
+from onnxfi.runtime.certain.quantised_layers import Quantisation, QuantisedLayer
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 Floats = NDArray[np.float32]
@@ -127,3 +129,15 @@ def changed_scores(model: bytes, x: Floats, tensor: str, elements: NDArray[np.in
     array.reshape(-1)[elements] = values
     held.CopyFrom(numpy_helper.from_array(array, tensor))
     return OrtEngine(provider="cpu").prepare(proto.SerializeToString()).run({"x": x})["y"]
+
+
+def integer_layer(operator: str = "QLinearConv", dtype: str = "int8", zero: int = 3, lowest: int = 0) -> QuantisedLayer:
+    """Return a quantised layer of this form, whose stored weights are 60, but for one of 100 in its last output."""
+    matrix = operator in ("Gemm", "QGemm")
+    weights = np.full((3, 12) if matrix else (3, 4, 2, 3), 60.0)
+    weights[2].flat[1] = -100.0
+    product = Matrix(weights) if matrix else Convolution(weights, strides=(2, 1), pads=(1, 1, 0, 1), dilations=(1, 2))
+    scale = Quantisation(np.float32(1), zero, lowest, lowest + 255)
+    return QuantisedLayer(
+        "q", "out", "w", "", product, np.zeros(3), np.ones(3, np.float32), scale, scale, operator=operator, dtype=dtype
+    )

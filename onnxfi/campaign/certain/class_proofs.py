@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,15 @@ from onnxfi.faults.trials import Faults
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.certain.golden_values import Golden, golden_activations, needed_activations
 from onnxfi.runtime.certain.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
+from onnxfi.runtime.certain.integer_kernels import adds_exactly
 from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
+from onnxfi.runtime.certain.quantised_layers import QuantisedLayer
 from onnxfi.runtime.certain.weight_faults import WeightProofs, open_proofs
 from onnxfi.runtime.engine.cuda import CPU
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 Proofs = WeightProofs | IntegerProofs
-_RULES: tuple[tuple[Callable[..., tuple[str, ...]], Callable[..., Proofs]], ...] = (
-    (needed_activations, open_proofs),
-    (needed_integers, open_integer_proofs),
-)
+_Rule = tuple[Callable[..., tuple[str, ...]], Callable[..., Proofs]]
 #: Faults of each tensor that run on all samples, whatever is proved of them.
 _CHECKED = 8
 _MOST_CLASSES = np.iinfo(np.int16).max
@@ -55,6 +55,11 @@ class ClassProofs:
         self.whole = SampleRuns.open(self.opened, golden)
         self._most_bytes = most_bytes
         self._activations: dict[tuple[str, ...], Golden] = {}
+        self._exact: dict[tuple[Any, ...], bool] = {}
+        self._rules: tuple[_Rule, ...] = (
+            (needed_activations, open_proofs),
+            (needed_integers, partial(open_integer_proofs, exact=self._adds_exactly)),
+        )
 
     def of(self, target: Target) -> Proofs | None:
         """Return the proofs for a weight; None if there are none."""
@@ -65,7 +70,7 @@ class ClassProofs:
             return None
         [scored] = opened.names
         top = np.where(self.golden.answers.nonfinite, UNKNOWN, self.top).astype(np.int16)
-        for needs, opens in _RULES:
+        for needs, opens in self._rules:
             try:
                 needed = needs(self.net, target.id, scored)
                 if needed not in self._activations:
@@ -74,6 +79,13 @@ class ClassProofs:
             except UnprovableError:
                 continue
         return None
+
+    def _adds_exactly(self, layer: QuantisedLayer) -> bool:
+        """Return whether the campaign's engine adds up the products of a layer exactly, tried once for each kind."""
+        kind = layer.operator, layer.dtype, layer.taken.lowest, layer.product.weights.shape
+        if kind not in self._exact:
+            self._exact[kind] = adds_exactly(self.opened.campaign.engine.open(), layer)
+        return self._exact[kind]
 
     def _golden(self, needed: tuple[str, ...]) -> Golden:
         opened = self.opened

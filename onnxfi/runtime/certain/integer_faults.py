@@ -1,11 +1,13 @@
 """Faults in the weights or the bias of a quantised operator: the classes, exactly.
 
 The sums of quantised networks are whole numbers, and each becomes an output by one product in float32, so nothing
-is left to bound. Nothing is claimed unless all golden outputs come out so, bit for bit, for every sample.
+is left to bound. Nothing is claimed unless all golden outputs come out so, bit for bit, for every sample; nor, where
+the kernels of a processor saturate (integer_kernels.py), of sums in which two products could.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.runtime.certain.bounds import Floats
 from onnxfi.runtime.certain.golden_values import Golden
+from onnxfi.runtime.certain.integer_kernels import largest_weights
 from onnxfi.runtime.certain.operators import Convolution
 from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
 from onnxfi.runtime.certain.quantised_layers import QuantisedLayer, layers_of, wrapped
@@ -44,6 +47,9 @@ class IntegerProofs:
         The golden classes.
     bias : bool
         Whether the tensor is the bias.
+    largest : float64 array [outputs], optional
+        How large a faulty weight of each output may be with its sums exact, −1: not even with the stored ones. None:
+        without limit.
     """
 
     layers: tuple[QuantisedLayer, ...]
@@ -52,6 +58,7 @@ class IntegerProofs:
     outputs: NDArray[np.float32] = field(repr=False)
     top: Classes = field(repr=False)
     bias: bool
+    largest: Floats | None = field(default=None, repr=False)
     _tables: dict[int, Classes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -78,6 +85,12 @@ class IntegerProofs:
         before, after : int8, uint8 or int32 array [faults]
             The stored and the faulty number.
         """
+        exact = self._exact(elements, after)
+        if not exact.all():
+            found = np.full((len(elements), len(self.top)), UNKNOWN, np.int16)
+            if exact.any():
+                found[exact] = self.classes(elements[exact], before[exact], after[exact])
+            return found
         change = after.astype(np.float64) - before.astype(np.float64)
         channel = int(self.channel_of(elements[:1])[0])
         sums = self.sums[0][:, channel : channel + 1]
@@ -118,7 +131,8 @@ class IntegerProofs:
         before, after : int8, uint8 or int32 array [faults]
             The stored and the faulty number of each.
         """
-        if any(isinstance(layer.product, Convolution) for layer in self.layers[1:]):
+        behind = any(isinstance(layer.product, Convolution) for layer in self.layers[1:])
+        if behind or not self._exact(elements, after).all():
             return np.full(len(self.top), UNKNOWN, np.int16)
         change = after.astype(np.float64) - before.astype(np.float64)
         own, place = np.unique(self.channel_of(elements), return_inverse=True)
@@ -130,6 +144,13 @@ class IntegerProofs:
         for layer in self.layers[1:]:
             values = layer.quantised(wrapped(layer.sums(values.reshape(len(values), -1))), slice(None))
         return np.asarray(values.reshape(len(values), -1).argmax(1), np.int16)
+
+    def _exact(self, elements: NDArray[np.int64], after: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return whether the kernels add up the sums of each fault exactly ([faults])."""
+        if self.largest is None:
+            return np.ones(len(elements), np.bool_)
+        size = 0.0 if self.bias else np.abs(after.astype(np.float64))
+        return np.asarray(size <= self.largest[self.channel_of(elements)])
 
     def _input(self, element: int) -> Floats:
         """Return what an element is multiplied with ([samples, 1, …])."""
@@ -206,15 +227,23 @@ def _from(net: PartitionGraph, tensor: str, scored: str) -> tuple[tuple[Quantise
     raise UnprovableError(f"{tensor!r} is no weight of a quantised operator")
 
 
-def open_integer_proofs(net: PartitionGraph, tensor: str, golden: Golden, scored: str, top: Classes) -> IntegerProofs:
-    """Return the proofs for faults in a stored tensor.
+def open_integer_proofs(
+    net: PartitionGraph, tensor: str, golden: Golden, scored: str, top: Classes, *,
+    exact: Callable[[QuantisedLayer], bool],
+) -> IntegerProofs:  # fmt: skip
+    """Return the proofs for faults in a stored tensor; `exact` says whether the runtime adds up a layer exactly.
 
     Raises
     ------
     UnprovableError
-        If there is no rule for what it reaches, or an output of the golden run is not what the rules make of it.
+        If there is no rule for what it reaches, a sum behind it may saturate, or an output of the golden run is not
+        what the rules make of it.
     """
     layers, _ = _from(net, tensor, scored)
+    limited = [None if exact(layer) else largest_weights(layer) for layer in layers]
+    behind = any(one is not None and (one < 0).any() for one in limited[1:])
+    if behind or (limited[0] is not None and (limited[0] < 0).all()):
+        raise UnprovableError("products of 8-bit numbers may saturate in the kernels of this processor")
     scale = layers_of(net, scored)[1]
     kept, outputs = list[Floats](), list[NDArray[np.float32]]()
     for number, layer in enumerate(layers):
@@ -233,4 +262,4 @@ def open_integer_proofs(net: PartitionGraph, tensor: str, golden: Golden, scored
     first = layers[0]
     quantised = outputs[0] if len(layers) > 1 else first.quantised(kept[0], slice(None))
     inputs = golden.of(first.name) - first.taken.zero
-    return IntegerProofs(layers, inputs, tuple(kept[:2]), quantised, top, tensor == first.bias)
+    return IntegerProofs(layers, inputs, tuple(kept[:2]), quantised, top, tensor == first.bias, limited[0])

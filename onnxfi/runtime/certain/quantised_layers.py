@@ -59,6 +59,10 @@ class QuantisedLayer:
         The poolings of the output; after them it is laid out as the next layer takes it.
     transposed : bool
         Whether the weight is stored as [inputs, outputs].
+    operator : str
+        The operator as the model has it.
+    dtype : str
+        The format of the stored weight.
     """
 
     name: str
@@ -72,6 +76,8 @@ class QuantisedLayer:
     given: Quantisation
     pools: tuple[MaxPool, ...] = ()
     transposed: bool = False
+    operator: str = "QLinearConv"
+    dtype: str = "int8"
 
     def sums(self, values: NDArray[Any]) -> Floats:
         """Return the sums for quantised inputs [samples, channels, …]."""
@@ -242,7 +248,10 @@ class _Walk:
         if not (np.isfinite(factor) & (factor > 0)).all() or addend.size not in (1, len(factor)):
             raise UnprovableError("no rule for this requantisation")
         whole = np.broadcast_to(addend.astype(np.float64).reshape(-1), len(factor))
-        return QuantisedLayer(*ends, name, bias, product, whole, factor, taken, given, tuple(pools), transposed)
+        return QuantisedLayer(
+            *ends, name, bias, product, whole, factor, taken, given, tuple(pools), transposed, node.op_type,
+            weights.dtype.name,
+        )  # fmt: skip
 
     @staticmethod
     def _product(node: onnx.NodeProto, weights: Floats) -> tuple[Convolution | Matrix, bool]:
