@@ -32,6 +32,7 @@ from onnxfi.faults.sites import Sites
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Word
 from onnxfi.graph.model.loading import load
+from onnxfi.runtime.certain.integer_kernels import integer_sums
 from onnxfi.statistics.intervals import (
     Stratum,
     clopper_pearson,
@@ -63,6 +64,10 @@ def check(table: ClassTable, model: Path, trials: int) -> bool:
         optimization=identity["optimization"], route="full", ber=1e-6, repeat=1,
     )  # fmt: skip
     executor = TrialExecutor.open(campaign)
+    if integer_sums(campaign.engine.open(), executor.opened.model.index) == "saturating":
+        print(
+            "this processor saturates sums of uint8 and int8 numbers, those of the table are exact: numbers will differ"
+        )
     golden, _ = executor.golden_runs.run()
     targets = {t.id: t for t in executor.opened.fault_targets.targets}
     ends = np.cumsum([one.faults for one in table.tensors])

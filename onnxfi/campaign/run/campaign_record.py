@@ -16,7 +16,8 @@ from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.scheduling import versions
 from onnxfi.errors import CampaignError, SpecError
 from onnxfi.graph.write.faulty_copy import OnProgress
-from onnxfi.runtime.engine.cuda import is_place
+from onnxfi.runtime.certain.integer_kernels import integer_sums
+from onnxfi.runtime.engine.cuda import CPU, is_place
 from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import missing, remark
 
@@ -35,6 +36,8 @@ def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
     if fixed := opened.campaign.engine.open().arithmetic:  # and where in the machine that is changes no answer
         options = [option for option in kept.pop("provider_option") if not is_place(option.partition("=")[0])]
         kept |= {"arithmetic": dict(fixed), "provider_option": options}
+    if opened.provider == CPU and (sums := integer_sums(opened.campaign.engine.open(), opened.model.index)) is not None:
+        kept["integer_sums"] = sums
     kept["custom_ops"] = [_sha256(file) for file in opened.campaign.engine.custom_ops]
     return kept | {"strata": [stratum.label for stratum in plan.strata]}
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.errors import EngineError
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.runtime.certain.bounds import Floats
 from onnxfi.runtime.certain.operators import Convolution
-from onnxfi.runtime.certain.quantised_layers import QuantisedLayer
+from onnxfi.runtime.certain.quantised_layers import Quantisation, QuantisedLayer
 from onnxfi.runtime.engine.protocols import Engine
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
 #: The largest sum of a pair of products that 16 bits hold, and the largest 8-bit number, as kernels take activations.
 _PAIR, _LARGEST = 2**15 - 1, 255
+#: Operators on whole numbers, and those of the QDQ form, which a runtime makes one of them.
+_INTEGER = frozenset((
+    "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul", "QAttention",
+))  # fmt: skip
+_QUANTISED = _INTEGER | {"DequantizeLinear"}
+#: Inputs of the convolution that stands for all.
+_INPUTS = 64
 #: Outputs of a layer that are tried, and the quantised output of the largest sum.
 _OUTPUTS, _FULL = 8, 100.0
 
@@ -42,6 +52,27 @@ def adds_exactly(engine: Engine, layer: QuantisedLayer) -> bool:
     scale = np.float32(max(np.abs(sums).max(), 1.0) / _FULL)
     found = engine.prepare(_model(layer, weights, inputs, scale).SerializeToString()).run({"x": _read(layer, inputs)})
     return bool(np.abs(found["y"] - np.rint(sums / scale) * scale).max() <= 1.5 * scale)  # a tie may go either way
+
+
+def integer_sums(engine: Engine, net: GraphIndex) -> str | None:
+    """Return `exact` or `saturating`, as an engine adds up products of uint8 activations and int8 weights.
+
+    None for a model without quantised operators, and where the engine does not run such a sum alone.
+    """
+    operators = {node.op for node in net.nodes}
+    if not operators & _QUANTISED:
+        return None
+    scale = Quantisation(np.float32(1), 0, 0, _LARGEST)
+    operator, kernel = (
+        "QLinearConv" if operators & _INTEGER else "Conv",
+        Convolution(np.ones((_OUTPUTS, _INPUTS, 1, 1))),
+    )
+    zeros, ones = np.zeros(_OUTPUTS), np.ones(_OUTPUTS, np.float32)
+    layer = QuantisedLayer("q", "out", "w", "", kernel, zeros, ones, scale, scale, operator=operator, dtype="int8")
+    try:
+        return "exact" if adds_exactly(engine, layer) else "saturating"
+    except EngineError:
+        return None
 
 
 def largest_weights(layer: QuantisedLayer) -> Floats:
