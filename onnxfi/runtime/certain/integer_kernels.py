@@ -1,4 +1,4 @@
-"""Whether the kernels of a runtime add up products of 8-bit numbers exactly.
+"""Exact and saturating sums of products of 8-bit numbers in the kernels of a runtime.
 
 Processors with AVX2 and no VNNI add pairs of products of an unsigned and a signed number in 16 bits, which saturate: of
 255 · 127 + 255 · 127 = 64,770 there remain 32,767. ONNX Runtime uses that instruction (`vpmaddubsw`), and advises
