@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor, cause_of
+from onnxfi.campaign.plan.open_model import beside
 from onnxfi.errors import EngineError, NoCanaryError, RouteError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Set
@@ -121,6 +122,8 @@ def notices(executor: TrialExecutor, target: Target, batches: int = 1) -> bool:
     first = executor.is_segmented and executor.shorter(_canary(executor, target)) is not None
     if first and shown(executor, target, batches):
         return True
+    if first and not beside(executor.opened.model, executor.kept_bytes):
+        executor.close_segments()
     seen = changes_answer(executor, target, batches)
     return held(executor, target, seen, seen and (first or not shown(executor, target, batches)))
 

@@ -31,6 +31,7 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
 from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES, coded_memory
+from onnxfi.campaign.plan.open_model import beside
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header, LineReader
@@ -467,6 +468,8 @@ def _run_full(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) 
     if trial.activations:
         executor.instrumented(trial)  # what cannot be opened is no outcome of a fault
         return _judge_longest(executor, trial, golden, executor._full_outputs, Route.FULL)
+    if not beside(executor.opened.model, executor.kept_bytes):
+        executor.close_segments()  # the model is not open twice
     try:
         return judge(golden, executor.opened.run(executor.opened.faulty_session(trial.faults)))
     except (EngineError, MemoryError) as error:

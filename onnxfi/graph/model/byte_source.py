@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ReadBytes = Callable[[int, int], bytes]
 FillBuffer = Callable[[int, memoryview], None]
 _LONGEST_NAME = 200
+#: Tensors from this size on are used where they lie in their file.
+MAPPED_BYTES = 16 << 20
 
 
 def quoted(name: str | Path) -> str:
@@ -160,6 +162,19 @@ class StoredArray:
         array = np.empty(self.shape, self.dtype)
         self.into(array)
         return array
+
+    def mapped(self) -> NDArray[Any]:
+        """Return the tensor for changes in this process alone; of a large one in a file only changed pages are copied.
+
+        ModelError if the file has changed.
+        """
+        import numpy as np
+
+        aligned = self.start % self.dtype.itemsize == 0 and sys.byteorder == "little"
+        if self.source.path is None or self.nbytes < MAPPED_BYTES or not aligned:
+            return self.read()
+        with self.source.filling():  # which looks whether the file is still the same
+            return np.asarray(np.memmap(self.source.path, self.dtype, "c", self.start, self.shape))
 
     def into(self, array: NDArray[Any]) -> None:
         """Read the tensor into an array of its type and shape; ModelError if the file has changed."""

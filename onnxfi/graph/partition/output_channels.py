@@ -1,13 +1,14 @@
 """Operators each of whose output channels depends on one slice of their weights.
 
 A fault in a weight of a convolution or a matrix product changes one output channel. A small model computes that channel
-and a few others: the operator with golden inputs and slices of its weights, the DequantizeLinear nodes before it, and
-the elementwise nodes after it that runtimes fuse with it.
+and a few others: the operator with golden inputs and slices of its weights, the DequantizeLinear or Transpose nodes
+before it, and the elementwise nodes after it that runtimes fuse with it. Tied embeddings are read by such an operator,
+and by Gather nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ _ELEMENTWISE = frozenset((
     "QuantizeLinear", "Identity",
 ))  # fmt: skip
 _MOST_BEHIND = 3
+#: Axes of a matrix.
+_MATRIX = 2
 #: Smallest number of output channels that are worth a model, and that are computed together.
 _LEAST, _LEAST_IN_BLOCKS = 8, 16
 
@@ -55,6 +58,8 @@ class OutputChannels:
         Whether some of the tensors are scales, which must be constant for runtimes.
     addend : str
         An activation that is added, of which the same channels are taken ("": none).
+    lookups : tuple of int
+        The Gather nodes that read rows of the faulty tensor besides.
     """
 
     nodes: tuple[int, ...]
@@ -64,6 +69,7 @@ class OutputChannels:
     count: int
     constant: bool = False
     addend: str = ""
+    lookups: tuple[int, ...] = ()
 
     @property
     def least(self) -> int:
@@ -81,9 +87,10 @@ def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
     ({'conv1.weight': 0, 'conv1.bias': 0}, 'relu', 1, 16)
     """
     nodes = net.proto.graph.node
-    at = _only_user(net, faulty)
+    lookups = tuple(k for k in net.users.get(faulty, ()) if _looks_up(net, k, faulty))
+    at = _only_user(net, faulty, lookups)
     before: list[int] = []
-    if at is not None and nodes[at].op_type == "DequantizeLinear":
+    if at is not None and (nodes[at].op_type == "DequantizeLinear" or _transposes(net, at)):
         before.append(at)
         at = _only_user(net, nodes[at].output[0])
     if at is None or nodes[at].op_type not in _AXES or nodes[at].domain not in ("", "ai.onnx"):
@@ -92,16 +99,39 @@ def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
     if own is None or faulty not in own.sliced:
         return None
     last, addend = net.joined.get(at, (at, ""))
-    if addend and addend in nodes[at].input:  # read both as a whole and in slices
+    if addend and (addend in nodes[at].input or lookups):  # read both as a whole and in slices
         return None
     behind = _behind(net, nodes[last].output[0])
     every = tuple(sorted({*own.nodes, at, last, *behind}))
-    return replace(own, nodes=every, output=nodes[behind[-1] if behind else last].output[0], addend=addend)
+    output = nodes[behind[-1] if behind else last].output[0]
+    return replace(own, nodes=every, output=output, addend=addend, lookups=lookups)
 
 
-def _only_user(net: PartitionGraph, name: str) -> int | None:
-    users = net.users.get(name, ())
+def _only_user(net: PartitionGraph, name: str, but: Sequence[int] = ()) -> int | None:
+    users = [k for k in net.users.get(name, ()) if k not in but]
     return users[0] if len(users) == 1 and name not in net.outputs else None
+
+
+def _looks_up(net: PartitionGraph, node: int, name: str) -> bool:
+    """Return whether a node gathers rows of a stored tensor, by indices that are computed or fed."""
+    one = net.proto.graph.node[node]
+    return (
+        one.op_type == "Gather"
+        and one.domain in ("", "ai.onnx")
+        and integer(one, "axis", 0) == 0
+        and one.input[0] == name
+        and one.input[1] not in net.constant_names
+    )
+
+
+def _transposes(net: PartitionGraph, node: int) -> bool:
+    """Return whether a node exchanges the two axes of a stored matrix."""
+    one = net.proto.graph.node[node]
+    if one.op_type != "Transpose" or one.domain not in ("", "ai.onnx"):
+        return False
+    tensor = net.stored.get(one.input[0])
+    order = next((list(a.ints) for a in one.attribute if a.name == "perm"), [1, 0])
+    return tensor is not None and len(tensor.dims) == len(order) == _MATRIX and order == [1, 0]
 
 
 def _channels_of(net: PartitionGraph, node: onnx.NodeProto) -> OutputChannels | None:
@@ -118,22 +148,24 @@ def _channels_of(net: PartitionGraph, node: onnx.NodeProto) -> OutputChannels | 
     count = 0
     for position in (weight, *(p for p in axes if p != weight)):
         name = node.input[position] if position < len(node.input) else ""
-        maker = net.makers.get(name)
+        maker, along_axis = net.makers.get(name), axes[position]
         scales: list[str] = []
-        if maker is not None and net.dequantises(maker):
+        if maker is not None and (net.dequantises(maker) or _transposes(net, maker)):
             before.append(maker)
             name, *scales = net.proto.graph.node[maker].input
+            if not net.dequantises(maker):
+                along_axis = 1 - along_axis % _MATRIX
         tensor = net.stored.get(name)
         if not name or (position != weight and _single(net, name)):
             continue
         if tensor is None or (position == weight and len(tensor.dims) < 2):
             return None
-        size = tensor.dims[axes[position]]
+        size = tensor.dims[along_axis]
         count = count or size
         if size not in (count, 1):
             return None
         if size == count:
-            sliced[name] = axes[position]
+            sliced[name] = along_axis
         along = integer(net.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
         rank = len(tensor.dims)
         for one in scales:

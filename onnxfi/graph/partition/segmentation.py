@@ -160,6 +160,11 @@ class Segmentation:
                 note(self.within[route.channels.output], (*route.channel_subgraph.inputs, route.channels.output))
             if route.channels is not None:
                 firsts += self.activation_entries([route.channels.output]) or ()
+                values, indices = self.looked_up(route.channels)
+                for entry in (self.activation_entries(values) or ()) if values else ():
+                    note(entry.segment, (*entry.inputs, *entry.fed))
+                for name in indices:
+                    note(self.within.get(name, 0), (name,))
         for values in self.faulty_activations:
             for entry in self.activation_entries(values) or ():
                 note(entry.segment, (*entry.inputs, *entry.fed))
@@ -378,6 +383,21 @@ class Segmentation:
     def _operator(self, node: int) -> str:
         return self.net.proto.graph.node[node].op_type
 
+    def looked_up(self, channels: OutputChannels) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the activations that are rows of the faulty tensor, and their indices."""
+        found = [self.net.proto.graph.node[k] for k in channels.lookups]
+        return tuple(node.output[0] for node in found), tuple(node.input[1] for node in found)
+
+    def _looked_up_before(self, channels: OutputChannels) -> bool:
+        """Return whether rows are looked up in segments before that of the channels, which end it."""
+        values = self.looked_up(channels)[0]
+        last = self.within[channels.output]
+        return (
+            self.is_boundary(channels.output)
+            and all(name in self.within and self.within[name] < last for name in values)
+            and self.activation_entries(values) is not None
+        )
+
     def _with_channels(self, whole: FaultPath) -> FaultPath:
         """Return the path with its channels, where the tensor has some."""
         where = whole.location
@@ -393,7 +413,13 @@ class Segmentation:
             return whole
         if found.constant and not whole.rebuilt and math.prod(self.net.stored[where.fed].dims) < _WORTH_A_SESSION:
             return whole
-        subgraph = reachable_subgraph(self.net, [where.fed], outputs=[found.output])
+        if found.lookups:
+            if not self._looked_up_before(found):
+                return whole
+            nodes, inputs = with_inputs(self.net, set(found.nodes), frozenset((where.fed,)))
+            subgraph = Subgraph(nodes, inputs, (found.output,))
+        else:
+            subgraph = reachable_subgraph(self.net, [where.fed], outputs=[found.output])
         along = {*found.nodes, *self.net.constant, *filter(self.net.dequantises, subgraph.nodes)}
         if not along.issuperset(subgraph.nodes):
             return whole

@@ -339,11 +339,11 @@ def location(net: PartitionGraph, model: Model, target: Target) -> TensorLocatio
 
 
 def array_at(net: PartitionGraph, where: TensorLocation) -> NDArray[Any]:
-    """Return the tensor at a location, in memory of its own."""
+    """Return the tensor at a location, for changes that no one else sees."""
     from onnx import numpy_helper
 
     held = net.weights.get(where.fed) if where.node < 0 else None
-    return np.array(numpy_helper.to_array(tensor_at(net, where)), order="C") if held is None else held.read()
+    return np.array(numpy_helper.to_array(tensor_at(net, where)), order="C") if held is None else held.mapped()
 
 
 def tensor_at(net: PartitionGraph, where: TensorLocation) -> onnx.TensorProto:

@@ -40,6 +40,7 @@ from onnxfi.runtime.engine.cuda import (
 )
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.device_errors import ends_process, out_of_memory
+from onnxfi.runtime.engine.external_files import part_in_files
 from onnxfi.runtime.engine.installed_runtime import installed_runtimes, onnxruntime
 from onnxfi.runtime.engine.ports import (
     ONNX_NUMBER,
@@ -189,6 +190,10 @@ class OrtEngine(Engine):
 
     def prepare_part(self, model: bytes, stored: Mapping[str, Array | StoredArray]) -> OrtSession:
         """Load a serialised model whose larger initializers are given beside it, by name."""
+        placed = part_in_files(model, stored) if short_name(self.provider) == short_name(CPU) else None
+        if placed is not None:
+            with contextlib.suppress(EngineError):  # as where links lead out of the folder
+                return self._prepare(placed.model, placed.rest, placed.folder)
         return self._prepare(model, stored)
 
     def unoptimized(self) -> OrtEngine:

@@ -36,8 +36,8 @@ class FaultyEntry:
         The faulty activations that are fed. Faulty weights that are fed change in place.
     changes : mapping of str to callable
         The changes of activations within it.
-    sessions : mapping of int to Session
-        The sessions of subgraphs that were rebuilt with faulty weights.
+    sessions : callable
+        Returns the sessions of subgraphs that are rebuilt with faulty weights, by their number.
     exact : bool
         Whether it is known to give the golden outputs with the golden values of what it is fed.
     """
@@ -45,7 +45,7 @@ class FaultyEntry:
     entry: EntrySession
     values: Mapping[str, Array] = field(default_factory=dict)
     changes: Mapping[str, ActivationChange] = field(default_factory=dict)
-    sessions: Mapping[int, Session] = field(default_factory=dict)
+    sessions: Callable[[], Mapping[int, Session]] = dict
     exact: bool = False
 
     @property
@@ -125,11 +125,11 @@ class EntrySession:
 
     def _through(self, at: dict[str, Array], faults: FaultyEntry, rows: SampleRows | None = None) -> dict[str, Array]:
         """Run the subgraphs one after the other; other inputs are the golden activations of these rows."""
-        few = None if rows is None or rows.some is None else len(rows.some)
+        few, rebuilt = None if rows is None or rows.some is None else len(rows.some), faults.sessions()
         for number, (one, session) in enumerate(zip(self.entry.subgraphs, self._sessions, strict=True)):
             names = (*one.inputs, *self.reads[number])
             at |= rows.values([name for name in names if name not in at]) if rows is not None else {}
-            feeds, run = {name: at[name] for name in names}, faults.sessions.get(number, session).run
+            feeds, run = {name: at[name] for name in names}, rebuilt.get(number, session).run
             found = run(feeds) if few is None else padded(run, feeds, few)
             at |= {n: faults.changes.get(n, _unchanged)(array) for n, array in found.items()}
         return {name: at[name] for name in self.output_names}

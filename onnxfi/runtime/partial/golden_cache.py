@@ -81,7 +81,9 @@ class SegmentSessions:
         return self.engine.prepare_part(part.data, part.stored)
 
     def inner(self, number: int) -> Session:
-        """Return the session of a segment that gives the activations within it."""
+        """Return the session of a segment that gives the activations within it; its own where no route reads any."""
+        if not self.segmentation.inner[number]:
+            return self.sessions[number]
         if number not in self._inner:
             self._inner[number] = self._opened(number, self.segmentation.inner[number])
         self._inner.move_to_end(number)
@@ -267,23 +269,23 @@ class GoldenCache:
 
     def _fit(self, feeds: Feeds) -> bool:
         ports = self.segment_sessions.ports
-        for number in range(len(self.segment_sessions.segmentation.segments)):
-            self.segment_sessions.inner(number)
         symbols = {
             symbol: size
             for name, array in feeds.items()
             for symbol, size in zip(ports[name].shape or (), array.shape, strict=False)
             if isinstance(symbol, str)
         }
-        declared = 0
-        for name, port in ports.items():
-            dims = [symbols.get(d) if isinstance(d, str) else d for d in port.shape or ()]
-            if not port.is_tensor or port.dtype == "string":
-                return False
-            if None in dims:
-                return self._within(self._measured_bytes())
-            declared += 0 if name in feeds else math.prod(d or 0 for d in dims) * element_type(port.dtype).itemsize
-        return self._within(declared)
+        declared = dict.fromkeys(feeds, 0)
+        for number in range(len(self.segment_sessions.segmentation.segments)):
+            self.segment_sessions.inner(number)
+            for name, port in [(name, port) for name, port in ports.items() if name not in declared]:
+                dims = [symbols.get(d) if isinstance(d, str) else d for d in port.shape or ()]
+                if not port.is_tensor or port.dtype == "string":
+                    return False
+                if None in dims:  # before the sessions of further segments are opened
+                    return self._within(self._measured_bytes())
+                declared[name] = math.prod(d or 0 for d in dims) * element_type(port.dtype).itemsize
+        return self._within(sum(declared.values()))
 
     def _within(self, batch_bytes: int | None) -> bool:
         """Return whether so many bytes of each batch may be kept."""
@@ -304,7 +306,8 @@ class GoldenCache:
                 into = {name: known[name] for name in segment.inputs}
                 found = {**self.segment_sessions.sessions[number].run(into, None)}
                 known |= found
-                found |= self.segment_sessions.inner(number).run(into, None)
+                if self.segment_sessions.segmentation.inner[number]:
+                    found |= self.segment_sessions.inner(number).run(into, None)
                 total += sum(array.nbytes for array in found.values())
         except (EngineError, DataError):
             return None

@@ -25,6 +25,7 @@ from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.conv_delta import open_conv_delta
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.golden_cache import of_golden_shapes
+from onnxfi.runtime.partial.row_lookups import RowLookups
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among
 
 #: The samples for which outputs differ from the golden run, and these outputs.
@@ -43,6 +44,8 @@ class TrialFaults:
         The change of each faulty activation, for the batch that it is given.
     sessions : dict
         The sessions with rebuilt weights, by segment and subgraph.
+    sessions_bytes : int
+        About the bytes that they take.
     computed : dict
         Channels that were computed together with those of other trials, by batch.
     """
@@ -50,6 +53,7 @@ class TrialFaults:
     words: Mapping[TensorLocation, tuple[NDArray[np.int64], Words]]
     activations: Mapping[str, Callable[[Batch, Array], Array]] = field(default_factory=dict, repr=False)
     sessions: dict[int, dict[int, Session]] = field(default_factory=dict, repr=False)
+    sessions_bytes: int = 0
     computed: dict[int, Array] = field(default_factory=dict, repr=False)
 
     def of(self, location: TensorLocation) -> tuple[NDArray[np.int64], Words]:
@@ -104,19 +108,25 @@ class Reexecution:
     ) -> EntrySession:
         return EntrySession(self.segmented, entry, self._prepared, stored or {}, location)
 
-    def _rebuilt(self, faults: TrialFaults) -> dict[int, dict[int, Session]]:
-        """Return sessions of the subgraphs that hold faulty weights, built with them."""
-        if faults.sessions:
-            return faults.sessions
-        net = self.segmented.segmentation.net
-        faulty = {where: FaultyWords(array_at(net, where), faults, where).__enter__() for where in faults.words}
-        for entry in self.entries:
-            made = faults.sessions.setdefault(entry.entry.segment, {})
-            for number in range(len(entry.entry.subgraphs)):
-                here = {where: array for where, array in faulty.items() if entry.holds(number, where)}
-                if here and number not in made:
-                    made[number] = self.segmented.segment_sessions.prepare(entry.part(number, here))
-        return faults.sessions
+    def _rebuilt(self, entry: EntrySession, faults: TrialFaults) -> dict[int, Session]:
+        """Return sessions of the subgraphs of an entry that hold faulty weights, built with them.
+
+        They stay open for further batches as far as the memory for sessions allows, those of the first segment always.
+        """
+        segment, sessions, net = entry.entry.segment, self.segmented.segment_sessions, self.segmented.segmentation.net
+        if segment in faults.sessions:
+            return faults.sessions[segment]
+        made, size = dict[int, Session](), 0
+        for number in range(len(entry.entry.subgraphs)):
+            here = [where for where in faults.words if entry.holds(number, where)]
+            if here:
+                arrays = {where: FaultyWords(array_at(net, where), faults, where).__enter__() for where in here}
+                part = entry.part(number, arrays)
+                made[number], size = sessions.prepare(part), size + part.size_bytes
+        if not faults.sessions or faults.sessions_bytes + size <= sessions.inner_bytes:
+            faults.sessions[segment] = made
+            faults.sessions_bytes += size
+        return made
 
     def _changes(self, k: int, faults: TrialFaults) -> dict[str, Callable[[Array], Array]]:
         """Return the changes of the faulty activations of batch k."""
@@ -153,8 +163,7 @@ class RebuiltSegments(Reexecution):
 
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
         self._check_golden(k)
-        sessions = self._rebuilt(faults)
-        faulty = {e.entry.segment: FaultyEntry(e, sessions=sessions[e.entry.segment]) for e in self.entries}
+        faulty = {e.entry.segment: FaultyEntry(e, sessions=partial(self._rebuilt, e, faults)) for e in self.entries}
         return self.segmented.run_from(SampleRows(self.golden, k), {}, min(faulty), faulty)
 
 
@@ -246,9 +255,10 @@ class SplitAtActivations(Reexecution):
         self.entries = [self._opened(entry) for entry in weights.entries] if weights is not None else []
 
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
-        changes, sessions = self._changes(k, faults), self._rebuilt(faults)
+        changes = self._changes(k, faults)
         faulty = {
-            e.entry.segment: FaultyEntry(e, changes=changes, sessions=sessions[e.entry.segment]) for e in self.entries
+            e.entry.segment: FaultyEntry(e, changes=changes, sessions=partial(self._rebuilt, e, faults))
+            for e in self.entries
         }
         start = min([*(max(0, self.segmented.segmentation.makers[name]) for name in changes), *faulty])
         return self.segmented.run_from(SampleRows(self.golden, k), {}, start, faulty, changes)
@@ -277,6 +287,7 @@ class ChannelDelta(Reexecution):
         )
         self.entries = [self._opened(entry) for entry in entries]
         self.conv_delta = open_conv_delta(segmented, entries[0], self._prepared) if entries else None
+        self.lookups = RowLookups(segmented, self.channels, self._opened) if self.channels.lookups else None
         self._checked = False
 
     @property
@@ -353,6 +364,12 @@ class ChannelDelta(Reexecution):
 
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
         self._check_golden(k)
+        if self.lookups is not None:
+            with FaultyWords(self.tensor, faults, self.location):
+                rows_read = self.lookups.changed(k, self.tensor, faults.of(self.location)[0])
+            if rows_read:
+                faults.computed.pop(k, None)
+                return self.lookups.run(k, rows_read, partial(self._replace_channels, faults))
         if k not in faults.computed:
             self.ready(k, [faults])
         faulty, computed = self._computed_channels(faults)
@@ -360,6 +377,21 @@ class ChannelDelta(Reexecution):
         if not same_by(own, found, self.channels.axis)[~np.isin(computed, faulty)].all():
             raise self._mismatch()
         return self._run_from(SampleRows(self.golden, k), computed, words_of(found) != words_of(own), found)
+
+    def _replace_channels(self, faults: TrialFaults, inputs: Mapping[str, Array], whole: Array) -> Array:
+        """Return an output of the operator on other inputs than the golden ones, with the channels that hold faults."""
+        made, axis = faults.sessions.setdefault(self.segment, {}), self.channels.axis
+        faulty, computed = self._computed_channels(faults)
+        if 1 not in made:
+            made[1] = self._channel_session([self._slices(computed, faults)])
+        found = made[1].run({name: inputs[name] for name in self.channel_subgraph.inputs})[self.channels.output]
+        if not same_by(np.take(whole, computed, axis), found, axis)[~np.isin(computed, faulty)].all():
+            raise self._mismatch()
+        value = np.array(whole)
+        where: list[Any] = [slice(None)] * value.ndim
+        where[axis] = computed
+        value[tuple(where)] = found
+        return value
 
     def _run_from(
         self, rows: SampleRows, computed: NDArray[np.int64], differs: NDArray[np.bool_], faulty: Array

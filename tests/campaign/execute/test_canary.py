@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from tiny_campaigns import campaign, ran, save, tables
 
-from onnxfi.campaign.execute.canary import changes_answer, prove
+from onnxfi.campaign.execute.canary import changes_answer, notices, prove, set_exponents
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.route_cache import open_segments
-from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.execute.trial_executor import EXECUTORS, PreparedTrial, TrialExecutor
 from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import plan, run
-from onnxfi.errors import CampaignError
+from onnxfi.errors import CampaignError, RouteError
+from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 
 
@@ -95,6 +97,26 @@ def test_the_whole_model_is_not_opened_beside_its_segments(here: Path, monkeypat
     executor = TrialExecutor.open(given)
     found = prove(executor, executor.opened.fault_targets.targets)
     assert len(found["routes"]) > 1 and asked == [False], "the first canary alone needs the whole model"
+
+
+def test_segments_of_a_large_model_are_closed_before_it_runs_as_a_whole(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxfi.campaign.plan.open_model.LARGE_BYTES", 1)
+    executor, whole = TrialExecutor.open(campaign(), kept_bytes=1), OpenCampaign.faulty_session
+    target, asked = executor.opened.model.targets[0], list[bool]()
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.shown", lambda *_: False)
+    monkeypatch.setattr(
+        OpenCampaign, "faulty_session", lambda self, faults: asked.append(executor.is_segmented) or whole(self, faults)
+    )
+    assert executor.weights is not None and executor.is_segmented
+    with pytest.raises(RouteError, match="not by the shorter route"):
+        notices(executor, target)
+    golden = executor.golden_runs.run()[0]
+    trial = PreparedTrial(set_exponents(target), [target])
+    assert executor.weights is not None
+    assert EXECUTORS[Route.FULL](executor, trial, golden).outcome != "masked"
+    assert asked == [False, False]
 
 
 def test_a_large_model_is_open_in_one_process_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from build_models import floats, model, model_bytes, node, tensor_bytes
 from external_data import external, numbers, saved
@@ -14,7 +15,7 @@ from loaded_models import refused
 from onnx import TensorProto
 
 from onnxfi.errors import ModelError, OnnxfiError
-from onnxfi.graph.model.byte_source import ByteSource
+from onnxfi.graph.model.byte_source import ByteSource, StoredArray
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.inject.weights import sample
 
@@ -92,3 +93,22 @@ def test_names_without_end_are_cut_in_messages_and_notes_are_few() -> None:
     notes = load(model([node("Relu", ["x"])], odd)).notes
     assert notes[-1] == "10 more of such notes"
     assert sum(map(len, notes)) < 10_000
+
+
+def test_a_tensor_that_is_mapped_changes_in_this_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(3000, dtype="<f4")
+    (tmp_path / "w.bin").write_bytes(bytes(4) + array.tobytes() + bytes(3))
+    source = ByteSource.file(tmp_path / "w.bin")
+    monkeypatch.setattr("onnxfi.graph.model.byte_source.MAPPED_BYTES", 1)
+    for one in (
+        StoredArray(source, 4, np.dtype("<f4"), (30, 100)),
+        StoredArray(source, 3, np.dtype("<f4"), (2,)),  # not aligned
+        StoredArray(ByteSource.memory(array.tobytes()), 0, np.dtype("<f4"), (3000,)),
+    ):
+        found, known = one.mapped(), one.read()
+        assert found.tobytes() == known.tobytes() and type(found) is np.ndarray
+        found[...] = 7
+        assert one.read().tobytes() == known.tobytes() == one.mapped().tobytes()
+    (tmp_path / "w.bin").write_bytes(bytes(20_000))
+    with pytest.raises(ModelError, match="changed while it was being read"):
+        StoredArray(source, 4, np.dtype("<f4"), (3000,)).mapped()

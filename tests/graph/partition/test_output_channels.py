@@ -25,6 +25,8 @@ NETS: dict[str, tuple[str, tuple[int, ...], dict[str, tuple[int, ...]], tuple[di
     ),
     "Gemm": ("y = Gemm(x, w, b)", (2, 3), {"w": (3, 5), "b": (5,)}, ({"w": 1, "b": -1}, "y", -1)),
     "transposed": ("y = Gemm<transB = 1>(x, w)", (2, 3), {"w": (5, 3)}, ({"w": 0}, "y", -1)),
+    "Transpose": ("t = Transpose(w) y = MatMul(x, t)", (2, 3), {"w": (5, 3)}, ({"w": 0}, "y", -1)),
+    "Transpose of images": ("t = Transpose(w) y = MatMul(x, t)", (1, 2, 3), {"w": (3, 3, 5)}, None),
     "one number": ("y = Gemm(x, w, b)", (2, 3), {"w": (3, 5), "b": (1,)}, ({"w": 1}, "y", -1)),
     "MatMul": ("a = MatMul(x, w) y = Relu(a)", (2, 4, 3), {"w": (3, 5)}, ({"w": -1}, "y", -1)),
     "read twice": ("a = MatMul(x, w) b = MatMul(x, w) y = Add(a, b)", (2, 3), {"w": (3, 5)}, None),

@@ -22,7 +22,7 @@ from onnxfi.runtime.partial.golden_cache import GoldenCache
 
 def test_golden_values_beyond_the_budget_are_computed_again(tmp_path: Path) -> None:
     net = Net()
-    for at, kind in enumerate(("conv", "relu", "conv")):
+    for at, kind in enumerate(("conv", "norm", "relu", "conv", "norm")):
         net.step(kind, at, 0)
     campaign = bench_of(net.model([]), tmp_path).opened.campaign
     wide, narrow = (TrialExecutor.open(campaign, kept_bytes=size) for size in (1 << 30, 4096))
@@ -34,12 +34,13 @@ def test_golden_values_beyond_the_budget_are_computed_again(tmp_path: Path) -> N
     assert wide.weights is not None and narrow.weights is not None
     narrow.weights.segmented.golden.release()
     assert narrow.weights.segmented.golden.kept_bytes <= 2048 < wide.weights.segmented.golden.kept_bytes
-    segments = range(len(narrow.weights.segmented.segmentation.segments))
+    *within, last = range(len(narrow.weights.segmented.segmentation.segments))
     for bench in (wide, narrow):
         segment_sessions = bench.weights.segmented.segment_sessions
         assert segment_sessions.inner(0) is segment_sessions.inner(0)
-        opened = [segment_sessions.inner(number) for number in segments]
-        assert (segment_sessions.inner(0) is opened[0]) == (bench is wide or len(segments) == 1)
+        opened = [segment_sessions.inner(number) for number in within]
+        assert len(within) > 1 and (segment_sessions.inner(0) is opened[0]) == (bench is wide)
+        assert segment_sessions.inner(last) is segment_sessions.sessions[last], "nothing within it is read"
 
 
 def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

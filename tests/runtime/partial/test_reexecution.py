@@ -13,6 +13,7 @@ from routed_trials import SAMPLES, bench_of, injectable, routed, vectors
 from tiny_campaigns import chance
 
 from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor
+from onnxfi.campaign.execute.weight_routes import faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults.trials import concatenate
 from onnxfi.runtime.data.sample_outputs import stacked
@@ -38,6 +39,24 @@ def test_a_weight_that_is_made_of_itself_alone_runs_by_some_route(tmp_path: Path
     faults = flips([bench.opened.model.targets[0]], [(9, 30)])
     _, found = routed(bench, faults)
     assert found is None or found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
+
+
+def test_sessions_with_faulty_weights_do_not_pile_up_where_memory_is_small(tmp_path: Path) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "relu", "conv"):
+        net.step(kind, len(net.values) - 1, 0)
+    campaign = bench_of(net.model([]), tmp_path).opened.campaign
+    for kept_bytes in (1 << 30, 0):
+        bench = TrialExecutor.open(campaign, kept_bytes=kept_bytes)
+        faults = flips(injectable(bench), [(3, 20)] * len(injectable(bench)))
+        found = bench.shorter(PreparedTrial(faults, faulty_targets(faults)))
+        assert found is not None and bench.weights is not None
+        reexecution, injected = found
+        segments = len({entry.entry.segment for entry in reexecution.entries})
+        outputs = [reexecution.outputs(k, injected) for k, _ in bench.weights.segmented.golden.batches()]
+        whole = bench.opened.run(bench.opened.faulty_session(faults))
+        assert stacked(outputs).tobytes() == stacked(whole).tobytes()
+        assert segments > 1 and len(injected.sessions) == (segments if kept_bytes else 1)
 
 
 @pytest.mark.parametrize("names", [("w", "v"), ("v", "w")])
