@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
@@ -21,9 +23,6 @@ from onnxfi.graph.model.graph_index import subgraphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.model_pass import ModelPass
-
-if TYPE_CHECKING:
-    import onnx
 
 _OUTPUT_TYPE = {word.name: number for number, word in DATA_TYPES.items()}
 
@@ -54,9 +53,6 @@ class FoldQuantize(ModelPass[tuple[str, ...]]):
 
     def _inside(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a tensor with its numbers, also from external data."""
-        import onnx
-        from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
-
         if not uses_external_data(tensor):
             return tensor
         if self.folder is None:
@@ -99,8 +95,6 @@ def fold_weight_quantize(model: Model) -> bytes:
     >>> folded.words(folded.targets[2], np.arange(2)).tolist(), folded.targets[2].role, folded.targets[2].dtype
     ([2, 255], 'weight', 'int8')
     """
-    import onnx
-
     folder = None if model.path is None else model.path.parent
     proto, _ = FoldQuantize(folder).run(parse(model))
     if model.external:
@@ -123,8 +117,6 @@ def _quantised_weights(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto,
 
 def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.TensorProto:
     """Return the output of a QuantizeLinear as a stored tensor."""
-    import onnx
-
     x, scale = (np.asarray(onnx.numpy_helper.to_array(v), np.float32) for v in values[:2])
     word = _quantised_format(node, values)
     zero: Any = 0

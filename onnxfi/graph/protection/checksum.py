@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS
@@ -43,9 +44,6 @@ from onnxfi.graph.protection.detection import (
 )
 from onnxfi.graph.protection.range_restriction import restrictable
 from onnxfi.graph.protection.reach import stored_in_reach
-
-if TYPE_CHECKING:
-    import onnx
 
 Numbers = NDArray[np.float64]
 
@@ -124,8 +122,6 @@ def unchecked_reason(stored: Mapping[str, onnx.TensorProto], node: onnx.NodeProt
 
 def _array(tensor: onnx.TensorProto, folder: Path | None) -> Numbers:
     """Return a stored tensor, wherever its numbers lie."""
-    from onnx import numpy_helper
-
     if tensor.external_data and folder is None:
         raise ModelError(f"the weight {tensor.name!r} lies in external data, whose folder is not known; give folder")
     return np.asarray(numpy_helper.to_array(tensor, str(folder or ""))).astype(np.float64)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
 from onnxfi.errors import ModelError, closest
 from onnxfi.faults.space import Selector
@@ -24,9 +24,6 @@ from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.bodies import check_unprotected, edited_graphs
 from onnxfi.graph.protection.range_restriction import FORMATS
 from onnxfi.graph.protection.reach import stored_tensors
-
-if TYPE_CHECKING:
-    import onnx
 
 #: The least opset: Clip of every float format.
 LEAST_OPSET = 12

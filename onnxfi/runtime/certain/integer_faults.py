@@ -68,12 +68,7 @@ class IntegerProofs:
 
     def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the output channel that each element (flat, row-major) belongs to."""
-        weights = self.layers[0].product.weights
-        if self.bias:
-            return elements
-        if self.layers[0].transposed:
-            return np.asarray(elements % len(weights))
-        return np.asarray(elements // (weights.size // len(weights)))
+        return elements if self.bias else self.layers[0].product.channel_of(elements)
 
     def classes(self, elements: NDArray[np.int64], before: NDArray[Any], after: NDArray[Any]) -> Classes:
         """Return the class of each fault and sample ([faults, samples]), −1 where it is not certain.
@@ -154,13 +149,9 @@ class IntegerProofs:
 
     def _input(self, element: int) -> Floats:
         """Return what an element is multiplied with ([samples, 1, …])."""
-        first = self.layers[0]
         if self.bias:
             return np.ones_like(self.sums[0][:, :1])
-        if first.transposed:
-            inputs, outputs = divmod(element, len(first.product.weights))
-            element = outputs * first.product.weights.shape[1] + inputs
-        return first.product.change_of(element, self.inputs)[1]
+        return self.layers[0].product.factor_of(element, self.inputs)
 
     def _by_table(self, elements: NDArray[np.int64], change: Floats, channel: int, found: Classes) -> None:
         """Look up the classes of faults that change one number of each sample, of 256 that it can be."""

@@ -8,29 +8,25 @@ exactly by a runtime: they map both bounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
-from onnxfi.runtime.certain.bounds import Floats, ValueBounds
-from onnxfi.runtime.certain.rounding import LARGEST, absolute, gamma
+from onnxfi.runtime.certain.bounds import LARGEST, Floats, ValueBounds, absolute, gamma
 
 #: Values of a scored softmax differ by more than its rounding where their logits differ by this.
 SOFTMAX_MARGIN = 1e-3
 _IMAGE, _ROWS = 4, 2
 
 
-class Rule(Protocol):
-    """The rule of one operator."""
-
-    def __call__(self, faulty: ValueBounds) -> ValueBounds:
-        """Return the bounds of its output."""
-        ...
+#: The rule of one operator: from the bounds of its input to those of its output.
+Rule = Callable[[ValueBounds], ValueBounds]
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,12 @@ class Linear:
         reach = np.where(reach < g * LARGEST, reach, np.nan)  # a sum may overflow on the way
         return ValueBounds(exact + low - reach, exact + high + reach, live, channels)
 
+    def of_samples(self, samples: NDArray[np.int64] | slice) -> Linear:
+        """Return the rule for some samples, in this order; for a range of them without copying anything."""
+        if isinstance(samples, slice):
+            return replace(self, golden=self.golden[samples], exact=self.exact[samples], sums=self.sums[samples])
+        return replace(self, samples=samples)
+
     def _of(self, golden: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
         if channels is None:
             return golden if self.samples is None else golden[self.samples]
@@ -103,90 +105,69 @@ def _within(centre: Floats, reach: Floats, g: float, live: NDArray[np.bool_]) ->
     return ValueBounds(centre - reach, centre + reach, live)
 
 
-class Product(Protocol):
-    """The sum of products of a linear operator, without its bias."""
-
-    @property
-    def weights(self) -> Floats:
-        """Return the weights [outputs, inputs, …]."""
-        ...
-
-    @property
-    def terms(self) -> int:
-        """Return the number of products in a sum."""
-        ...
-
-    def __call__(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
-        """Return the sums for inputs […, samples, channels, …], of which only some channels are not zero."""
-        ...
-
-    def magnitudes(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
-        """Return the sums with the magnitudes of the weights."""
-        ...
-
-    def change_of(self, element: int, golden: Floats) -> tuple[int, Floats]:
-        """Return the output channel that a weight belongs to, and what it is multiplied with [samples, 1, …]."""
-        ...
-
-
 @dataclass(frozen=True)
-class Matrix:
-    """The products of a Gemm or MatMul: weights [outputs, inputs]."""
+class Product(ABC):
+    """The sums of products of a linear operator, without its bias: weights [outputs, inputs, …]."""
 
     weights: Floats = field(repr=False)
 
     @property
     def terms(self) -> int:
         """Return the number of products in a sum."""
-        return len(self.weights[0])
+        return int(math.prod(self.weights.shape[1:]))
 
     def __call__(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
-        """Return the sums."""
-        return self._sums(self.weights, values, channels)
+        """Return the sums for inputs […, samples, channels, …], of which only some channels are not zero."""
+        return self._sums(self.weights if channels is None else self.weights[:, channels], values)
 
     def magnitudes(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
         """Return the sums with the magnitudes of the weights."""
-        return self._sums(np.abs(self.weights), values, channels)
+        return self._sums(np.abs(self.weights if channels is None else self.weights[:, channels]), values)
 
-    @staticmethod
-    def _sums(weights: Floats, values: Floats, channels: NDArray[np.int64] | None) -> Floats:
-        weights = weights if channels is None else weights[:, channels]
+    @abstractmethod
+    def _sums(self, weights: Floats, values: Floats) -> Floats:
+        """Return the sums with these weights."""
+
+    def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the output channel that each element of the stored tensor (flat, row-major) belongs to."""
+        return np.asarray(elements // self.terms)
+
+    @abstractmethod
+    def factor_of(self, element: int, golden: Floats) -> Floats:
+        """Return what an element of the stored tensor is multiplied with [samples, 1, …]."""
+
+
+@dataclass(frozen=True)
+class Matrix(Product):
+    """The products of a Gemm or MatMul, whose weights may be stored as [inputs, outputs]."""
+
+    transposed: bool = False
+
+    def _sums(self, weights: Floats, values: Floats) -> Floats:
         if weights.shape[1] == 1:  # one channel: an outer product
             return np.asarray(values * weights[:, 0])
         rows = values.reshape(-1, values.shape[-1])
         return np.asarray(rows @ weights.T).reshape(*values.shape[:-1], len(weights))
 
-    def change_of(self, element: int, golden: Floats) -> tuple[int, Floats]:
-        """Return the output that a weight (by its number in `weights`) belongs to, and its input [samples, 1]."""
-        output, channel = divmod(element, self.weights.shape[1])
-        return output, golden[:, channel : channel + 1]
+    def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the output that each element of the stored tensor (flat, row-major) belongs to."""
+        return np.asarray(elements % len(self.weights)) if self.transposed else super().channel_of(elements)
+
+    def factor_of(self, element: int, golden: Floats) -> Floats:
+        """Return the input that an element of the stored tensor is multiplied with [samples, 1]."""
+        channel = element // len(self.weights) if self.transposed else element % self.terms
+        return golden[:, channel : channel + 1]
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Product):
     """The products of a two-dimensional convolution in one group: weights [outputs, inputs, height, width]."""
 
-    weights: Floats = field(repr=False)
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
 
-    @property
-    def terms(self) -> int:
-        """Return the number of products in a sum."""
-        terms: int = math.prod(self.weights.shape[1:])
-        return terms
-
-    def __call__(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
-        """Return the sums."""
-        return self._sums(self.weights, values, channels)
-
-    def magnitudes(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
-        """Return the sums with the magnitudes of the weights."""
-        return self._sums(np.abs(self.weights), values, channels)
-
-    def _sums(self, weights: Floats, values: Floats, channels: NDArray[np.int64] | None) -> Floats:
-        weights = weights if channels is None else weights[:, channels]
+    def _sums(self, weights: Floats, values: Floats) -> Floats:
         images = values.reshape(-1, *values.shape[-3:])
         windows = self._windows(images)  # [images, channels, h, w, kernel h, kernel w]
         n, _, h, w = windows.shape[:4]
@@ -202,10 +183,10 @@ class Convolution:
         (sy, sx), (dy, dx) = self.strides, self.dilations
         return np.asarray(found[:, :, ::sy, ::sx, ::dy, ::dx])
 
-    def change_of(self, element: int, golden: Floats) -> tuple[int, Floats]:
-        """Return the output channel that a weight belongs to, and what it is multiplied with [samples, 1, h, w]."""
-        output, channel, y, x = np.unravel_index(element, self.weights.shape)
-        return int(output), self._windows(golden[:, channel : channel + 1])[..., y, x]
+    def factor_of(self, element: int, golden: Floats) -> Floats:
+        """Return what an element of the stored tensor is multiplied with [samples, 1, h, w]."""
+        _, channel, y, x = np.unravel_index(element, self.weights.shape)
+        return self._windows(golden[:, channel : channel + 1])[..., y, x]
 
 
 @dataclass(frozen=True)
@@ -381,6 +362,15 @@ def convolution(node: Any, weights: Floats) -> Convolution:
     ):
         raise UnprovableError(f"no rule for this {node.op_type}")
     return Convolution(weights, _two(given.get("strides")), _four(given.get("pads")), _two(given.get("dilations")))
+
+
+def matrix(node: Any, weights: Floats) -> Matrix:
+    """Return the products of a Gemm or MatMul; UnprovableError if they are not of this kind."""
+    given = attributes(node)
+    if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0) or weights.ndim != _ROWS:
+        raise UnprovableError(f"no rule for this {node.op_type}")
+    transposed = not given.get("transB", 0)
+    return Matrix(np.ascontiguousarray(weights.T if transposed else weights), transposed)
 
 
 def _two(values: Any) -> tuple[int, int]:

@@ -22,17 +22,17 @@ from onnxfi.runtime.certain.operators import (
     SOFTMAX_MARGIN,
     Average,
     Clip,
-    Convolution,
     Flatten,
     Linear,
-    Matrix,
     Normalization,
+    Product,
     Rule,
     Sum,
     attributes,
     convolution,
+    matrix,
     window,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -127,14 +127,14 @@ def linear(net: PartitionGraph, node: int, golden: Golden) -> Linear:
     weights = _stored(net, one.input[1])
     bias = _stored(net, one.input[2]) if len(one.input) > _ROWS and one.input[2] else None
     inputs = golden.of(one.input[0])
-    product: Convolution | Matrix
+    product: Product
     if one.op_type == "Conv":
         product = convolution(one, weights)
         if inputs.ndim != weights.ndim:
             raise UnprovableError("no rule for this Conv")
         addend = None if bias is None else bias.reshape(-1, 1, 1)
     else:
-        product, addend = _matrix(one, weights), bias
+        product, addend = matrix(one, weights), bias
         if inputs.ndim != _ROWS or (addend is not None and addend.ndim != 1):
             raise UnprovableError(f"no rule for this {one.op_type}")
     with np.errstate(all="ignore"):  # what is not finite proves nothing
@@ -142,13 +142,6 @@ def linear(net: PartitionGraph, node: int, golden: Golden) -> Linear:
         if addend is not None:
             exact, sums = exact + addend, sums + np.abs(addend)
     return Linear(inputs, exact, sums, product)
-
-
-def _matrix(node: onnx.NodeProto, weights: Floats) -> Matrix:
-    given = attributes(node)
-    if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0) or weights.ndim != _ROWS:
-        raise UnprovableError(f"no rule for this {node.op_type}")
-    return Matrix(np.ascontiguousarray(weights if given.get("transB", 0) else weights.T))
 
 
 def _stored(net: PartitionGraph, name: str) -> Floats:
@@ -201,28 +194,13 @@ def _normalization(net: PartitionGraph, node: onnx.NodeProto, terms: int) -> Nor
         return Normalization(factor, bias - mean * factor, np.abs(bias) + np.abs(mean * factor), terms)
 
 
-def with_samples(path: Path, samples: NDArray[np.int64]) -> Path:
-    """Return the path for some samples, in this order."""
-
-    def taken(rule: Rule) -> Rule:
-        if isinstance(rule, Linear):
-            return replace(rule, samples=samples)
-        return rule.of_samples(samples) if isinstance(rule, Sum) else rule
-
-    first = replace(path.first, samples=samples)
+def with_samples(path: Path, samples: NDArray[np.int64] | slice) -> Path:
+    """Return the path for some samples, in this order; for a range of them without copying anything."""
+    rules = tuple(rule.of_samples(samples) if isinstance(rule, Linear | Sum) else rule for rule in path.rules)
     return replace(
-        path, first=first, rules=tuple(map(taken, path.rules)), top=path.top[samples], scores=path.scores[samples]
+        path,
+        first=path.first.of_samples(samples),
+        rules=rules,
+        top=path.top[samples],
+        scores=path.scores[samples],
     )
-
-
-def with_slice(path: Path, part: slice) -> Path:
-    """Return the path for a range of samples, without copying anything."""
-
-    def taken(rule: Rule) -> Rule:
-        if isinstance(rule, Linear):
-            return replace(rule, golden=rule.golden[part], exact=rule.exact[part], sums=rule.sums[part])
-        return rule.of_samples(part) if isinstance(rule, Sum) else rule
-
-    first = taken(path.first)
-    assert isinstance(first, Linear)
-    return replace(path, first=first, rules=tuple(map(taken, path.rules)), top=path.top[part], scores=path.scores[part])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph, TensorLocation, array_at
 from onnxfi.runtime.certain.bounds import Floats
-from onnxfi.runtime.certain.operators import Convolution, Matrix, MaxPool, attributes, convolution, window
+from onnxfi.runtime.certain.operators import Convolution, MaxPool, Product, convolution, matrix, window
 
 if TYPE_CHECKING:
     import onnx
@@ -57,8 +57,6 @@ class QuantisedLayer:
         The quantisation of the input and of the output.
     pools : tuple of MaxPool
         The poolings of the output; after them it is laid out as the next layer takes it.
-    transposed : bool
-        Whether the weight is stored as [inputs, outputs].
     operator : str
         The operator as the model has it.
     dtype : str
@@ -69,13 +67,12 @@ class QuantisedLayer:
     output: str
     weight: str
     bias: str
-    product: Convolution | Matrix = field(repr=False)
+    product: Product = field(repr=False)
     addend: Floats = field(repr=False)
     factor: NDArray[np.float32] = field(repr=False)
     taken: Quantisation
     given: Quantisation
     pools: tuple[MaxPool, ...] = ()
-    transposed: bool = False
     operator: str = "QLinearConv"
     dtype: str = "int8"
 
@@ -242,23 +239,13 @@ class _Walk:
         addend = self.stored(bias) if bias else np.zeros(1)
         if (bias and addend.dtype != np.int32) or scale.dtype != np.float32:
             raise UnprovableError(f"{bias!r} is not quantised to 32 bits")
-        product, transposed = self._product(node, weights.astype(np.float64))
+        of_kind = convolution if node.op_type in ("Conv", "QLinearConv") else matrix
+        product = of_kind(node, weights.astype(np.float64))
         taken, given = how
         factor = np.broadcast_to(taken.scale * scale / given.scale, len(product.weights)).astype(np.float32)
         if not (np.isfinite(factor) & (factor > 0)).all() or addend.size not in (1, len(factor)):
             raise UnprovableError("no rule for this requantisation")
         whole = np.broadcast_to(addend.astype(np.float64).reshape(-1), len(factor))
         return QuantisedLayer(
-            *ends, name, bias, product, whole, factor, taken, given, tuple(pools), transposed, node.op_type,
-            weights.dtype.name,
-        )  # fmt: skip
-
-    @staticmethod
-    def _product(node: onnx.NodeProto, weights: Floats) -> tuple[Convolution | Matrix, bool]:
-        if node.op_type in ("Conv", "QLinearConv"):
-            return convolution(node, weights), False
-        given = attributes(node)
-        if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0):
-            raise UnprovableError(f"no rule for this {node.op_type}")
-        transposed = not given.get("transB", 0)
-        return Matrix(np.ascontiguousarray(weights.T if transposed else weights)), transposed
+            *ends, name, bias, product, whole, factor, taken, given, tuple(pools), node.op_type, weights.dtype.name
+        )

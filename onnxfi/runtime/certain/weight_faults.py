@@ -15,8 +15,8 @@ from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.runtime.certain.bounds import Floats
 from onnxfi.runtime.certain.golden_values import LINEAR, Golden
-from onnxfi.runtime.certain.operators import Convolution, Linear, attributes
-from onnxfi.runtime.certain.propagation import UNKNOWN, Classes, Path, path_from, with_samples, with_slice
+from onnxfi.runtime.certain.operators import Convolution, Linear
+from onnxfi.runtime.certain.propagation import UNKNOWN, Classes, Path, path_from, with_samples
 
 #: Numbers of a block of faults: the working arrays of a few of them stay in a processor's caches.
 _BLOCK = 1 << 15
@@ -43,13 +43,10 @@ class WeightProofs:
         From the operator to the scores.
     bias : bool
         Whether the tensor is the bias.
-    transposed : bool
-        Whether the tensor is stored as [inputs, outputs].
     """
 
     path: Path
     bias: bool
-    transposed: bool
     _ranges: dict[int, tuple[Floats, Floats]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -66,22 +63,12 @@ class WeightProofs:
 
     def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the output channel that each element (flat, row-major) belongs to."""
-        weights = self.path.first.product.weights
-        if self.bias:
-            return elements
-        if self.transposed:
-            return np.asarray(elements % len(weights))
-        return np.asarray(elements // (weights.size // len(weights)))
+        return elements if self.bias else self.path.first.product.channel_of(elements)
 
     def _input(self, element: int) -> Floats:
         """Return what an element is multiplied with ([samples, 1, …])."""
         first = self.path.first
-        if self.bias:
-            return np.ones_like(first.exact[:, :1])
-        if self.transposed:
-            inputs, outputs = divmod(element, len(first.product.weights))
-            element = outputs * first.product.weights.shape[1] + inputs
-        return first.product.change_of(element, first.golden)[1]
+        return np.ones_like(first.exact[:, :1]) if self.bias else first.product.factor_of(element, first.golden)
 
     def classes(self, elements: NDArray[np.int64], before: NDArray[np.float32], after: NDArray[np.float32]) -> Classes:
         """Return the class of each fault and sample ([faults, samples]), −1 where it is not certain.
@@ -109,7 +96,7 @@ class WeightProofs:
                 return self._asked(found)
             for first in range(0, samples, some):
                 part = slice(first, first + some)
-                mine = WeightProofs(with_slice(self.path, part), self.bias, self.transposed)
+                mine = WeightProofs(with_samples(self.path, part), self.bias)
                 found[finite, part] = mine._proved(faults, inputs[:, part])
         return self._asked(found)
 
@@ -142,7 +129,7 @@ class WeightProofs:
             magnitude *= 1 + len(elements) * _SUMMED  # the rounding of `added` itself
             for first in range(0, samples, some := max(1, _BLOCK // magnitude[0, 0].size)):
                 part = slice(first, first + some)
-                path, mine = with_slice(self.path, part), (added[:, part], magnitude[:, part])
+                path, mine = with_samples(self.path, part), (added[:, part], magnitude[:, part])
                 found[part] = path.classes(path.first.entry(mine[0], mine[0], mine[1], own))[0]
         found[self.path.top == UNKNOWN] = UNKNOWN
         return found
@@ -281,5 +268,4 @@ def open_proofs(net: PartitionGraph, tensor: str, golden: Golden, scored: str, t
     if node.op_type not in LINEAR or len(places) != 1 or places[0] == 0:
         raise UnprovableError(f"{tensor!r} is no weight of a linear operator")
     path = path_from(net, users[0], golden, scored, top)
-    transposed = node.op_type != "Conv" and not attributes(node).get("transB", 0)
-    return WeightProofs(path, places[0] == _BIAS, transposed)
+    return WeightProofs(path, places[0] == _BIAS)

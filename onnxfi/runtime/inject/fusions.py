@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx
+
 from onnxfi.errors import EngineError
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.dry_run import dry_run
@@ -34,8 +36,6 @@ def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -
 
 def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
     """Return the nodes that the runtime makes by fusing, by operator, in the graph that it optimised."""
-    import onnx
-
     ort = onnxruntime()
     dry_run(OrtEngine(custom_ops=tuple(custom_ops)), model)
     own = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}

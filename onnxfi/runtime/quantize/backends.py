@@ -12,10 +12,12 @@ from graphlib import TopologicalSorter
 from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import all_graphs, captured_names
@@ -24,9 +26,6 @@ from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.runtime.quantize.shared_weights import drop_twins
-
-if TYPE_CHECKING:
-    import onnx
 
 _FLOAT, _BFLOAT16 = 1, 16
 #: The opset from which all inputs of Resize but the first are optional.
@@ -224,8 +223,6 @@ def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
     Values beyond the largest bfloat16 are held at it.
     """
-    from onnx import helper
-
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < 13:
         raise InputError(f"bf16 needs opset 13, the model has {opset}; --opset 13 raises it")
@@ -251,8 +248,6 @@ def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 def _stored_narrow(tensor: onnx.TensorProto) -> str:
     """Rewrite a float32 tensor as bfloat16 under a new name; returns the old one."""
-    from onnx import numpy_helper
-
     name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float32)
     top = np.float32(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]
     finite = np.isfinite(values)

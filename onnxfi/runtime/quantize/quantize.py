@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxfi.errors import (
     DataError,
@@ -40,9 +41,6 @@ from onnxfi.runtime.quantize import backends
 from onnxfi.runtime.quantize.quantized_outputs import distance_to_float
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.runtime.quantize.shared_weights import fold_alpha, separate_biases, transpose_once
-
-if TYPE_CHECKING:
-    import onnx
 
 #: Protobuf's limit for one message; larger models keep their data outside.
 _LARGEST_FILE = 1 << 31
@@ -237,8 +235,6 @@ class _Work:
 
     def prepare(self) -> None:
         """Write a copy with every node named, at the requested opset, pre-processed for integer modes."""
-        import onnx
-
         path = self.model.path
         proto = onnx.load(path) if path is not None else onnx.load_from_string(self.model.source.data or b"")
         for k, node in enumerate(proto.graph.node):
@@ -255,8 +251,6 @@ class _Work:
 
     def _unshare(self) -> None:
         """Prepare weights and biases that several nodes read for quantisers that expect one reader."""
-        import onnx
-
         integers_of_products = self.recipe.mode in ("dynamic", "weight-only")
         if not integers_of_products and (self.recipe.mode, self.recipe.format) != ("static", "qoperator"):
             return
@@ -269,8 +263,6 @@ class _Work:
 
     def excluded(self) -> list[str]:
         """Names of the nodes that the patterns leave in float; SelectorError for a pattern that matches nothing."""
-        import onnx
-
         proto = onnx.load(self.ready, load_external_data=False)
         stored = {tensor.name for tensor in proto.graph.initializer}
         texts: dict[str, list[str]] = {}
@@ -288,8 +280,6 @@ class _Work:
 
     def quantise(self, excluded: Sequence[str], data: Data | None) -> onnx.ModelProto:
         """Run the quantiser of the mode."""
-        import onnx
-
         recipe, excluded = self.recipe, _parts(excluded)
         if recipe.mode == "static" and data is not None:
             backends.static(self.ready, self.made, recipe, data, excluded, external=self.external)
@@ -308,8 +298,6 @@ class _Work:
 
     def save(self, made: onnx.ModelProto) -> None:
         """Write what was made without what it does not use, its nodes with the layers of those they came from."""
-        import onnx
-
         source = onnx.load(self.ready, load_external_data=False)
         used = _domains(made)
         kept = {o.domain: o.version for o in made.opset_import if o.domain in used}
@@ -362,7 +350,6 @@ def _parts(names: Sequence[str]) -> list[str]:
 
 
 def _save(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
-    import onnx
 
     if external:
         onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
@@ -372,8 +359,6 @@ def _save(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
 
 def _moved(made: Path, place: Path) -> list[Path]:
     """Give the result its final name, data first; its external data becomes `OUT.data`."""
-    import onnx
-
     data = made.with_name(f"{made.name}.data")
     files = [place]
     if data.exists():

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.graph_index import all_graphs, defined_names, subgraphs
-
-if TYPE_CHECKING:
-    import onnx
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
@@ -138,8 +136,6 @@ def _copy(
     factor: float = 1,
 ) -> str:
     """Store a copy of a tensor, times a factor, beside it; return its name, which no value of the model has."""
-    from onnx import numpy_helper
-
     taken, name, k = set[str]().union(*map(defined_names, all_graphs(model.graph))), f"{tensor.name}_{what}", 1
     while name in taken:
         name, k = f"{tensor.name}_{what}_{k}", k + 1

@@ -11,7 +11,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.runtime.certain.bounds import ValueBounds
 from onnxfi.runtime.certain.golden_values import Golden
-from onnxfi.runtime.certain.propagation import UNKNOWN, path_from, with_samples, with_slice
+from onnxfi.runtime.certain.propagation import UNKNOWN, path_from, with_samples
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 0, 0, 1}> '
 
@@ -32,7 +32,7 @@ def test_a_class_is_certain_above_all_others_only(tmp_path) -> None:
         assert path.classes(entry).tolist() == found
     some = with_samples(path, np.array([2, 2]))
     assert some.classes(some.first.entry(added[:, :2], added[:, :2], added[:, :2], np.array([1]))).tolist() == [[1, 1]]
-    assert with_slice(path, slice(1, 3)).top.tolist() == [0, 1]
+    assert with_samples(path, slice(1, 3)).top.tolist() == [0, 1]
     dead = ValueBounds(added * np.nan, added * np.nan, np.zeros((1, 3), np.bool_), np.array([0]))
     assert path.classes(dead).tolist() == [[0, 0, 1]]
 
