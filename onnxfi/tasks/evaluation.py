@@ -14,8 +14,15 @@ from onnxfi.graph.passes.scored_outputs import spike_count_output, with_map_scor
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.kept_inputs import KeptInputs
-from onnxfi.runtime.data.sample_outputs import Outputs, Reduce, class_axes, run_outputs, sample_axes, stacked
+from onnxfi.runtime.data.sample_outputs import (
+    KeptInputs,
+    Outputs,
+    Reduce,
+    class_axes,
+    run_outputs,
+    sample_axes,
+    stacked,
+)
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.ports import Array, Port

@@ -19,9 +19,8 @@ from onnxfi.errors import InputError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.partition.route import Route
-from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.labels import Labels, as_kind
-from onnxfi.runtime.data.sample_outputs import Outputs, as_run, same_runs, stacked
+from onnxfi.runtime.data.sample_outputs import KeptInputs, Outputs, as_run, same_runs, stacked
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.pipeline.later_stages import LaterStages
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share

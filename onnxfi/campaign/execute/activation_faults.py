@@ -24,8 +24,7 @@ from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import graph_batch_layout
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.graph_edit import names_in
-from onnxfi.graph.passes.insert_nodes import show_fault_free
+from onnxfi.graph.passes.graph_edit import names_in, show_fault_free
 from onnxfi.graph.passes.instrument import (
     ActivationFault,
     Armed,
@@ -34,7 +33,7 @@ from onnxfi.graph.passes.instrument import (
     check_word_formats,
     opset_of,
 )
-from onnxfi.graph.passes.loop_counters import CountIterations
+from onnxfi.graph.passes.probes import CountIterations
 from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Batch

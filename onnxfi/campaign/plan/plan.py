@@ -38,8 +38,8 @@ from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, LineReader, ev
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import CONDITION_SAMPLERS, Faults, Sampler, concatenate, draw_faults, single_faults
-from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.targets import target_notes
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.statistics.adaptive import METHOD_NAMES, min_trials
@@ -125,7 +125,7 @@ class Plan:
                 f"{self.fault_targets.missed:,} outputs of layers cannot be injected into: "
                 f"their shape on this data is not known"
             )
-        return text + weight_aliases.target_notes(self.model.targets)
+        return text + target_notes(self.model.targets)
 
     def _describe_rounds(self, design: AdaptiveFaults) -> list[str]:
         """Return what is known before the first round of an adaptive campaign."""
@@ -145,7 +145,7 @@ class Plan:
             f"one fault per trial, in rounds over {len(self.strata):,} strata, until {until}",
             f"{population}, confidence {self.campaign.confidence:g}, {method}",
             f"at least {self.fewest(design):,} trials{size}",
-            *weight_aliases.target_notes(self.model.targets),
+            *target_notes(self.model.targets),
         ]
 
     def fewest(self, design: AdaptiveFaults) -> int:

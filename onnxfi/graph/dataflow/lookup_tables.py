@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxfi.graph.model.attributes import integer
-from onnxfi.graph.model.graph_index import Scope
+from onnxfi.graph.model.graph_index import Scope, integer
 from onnxfi.graph.model.protobuf_scan import text
 
 _LOOKUPS = ("Gather", "GatherBlockQuantized")

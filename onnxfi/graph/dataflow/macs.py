@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.model.attributes import integer
-from onnxfi.graph.model.graph_index import Node
+from onnxfi.graph.model.graph_index import Node, integer
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.dataflow.sample_axis import tensor_dims
-from onnxfi.graph.model.attributes import integer
+from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:

@@ -26,13 +26,11 @@ from onnxfi.extensions import names_function
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
-from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.byte_source import ByteSource, ReadBytes, quoted
-from onnxfi.graph.model.graph_index import GraphIndex
-from onnxfi.graph.model.local_functions import check_unfolded
+from onnxfi.graph.model.graph_index import GraphIndex, check_unfolded
 from onnxfi.graph.model.protobuf_scan import TensorRecord, read_varints, record_number, scan, text
 from onnxfi.graph.model.stored_tensors import StoredTensors, WordLocation
-from onnxfi.graph.model.targets import find_targets
+from onnxfi.graph.model.targets import find_targets, merge_aliases, target_notes
 
 if TYPE_CHECKING:
     import onnx
@@ -312,11 +310,11 @@ def _opened(source: ByteSource, allow_links: bool) -> Model:
     index = GraphIndex.of(proto)
     stored = StoredTensors.find(index, records, data.locate)
     every = find_targets(index, stored)
-    rows = weight_aliases.merge_aliases(every)
+    rows = merge_aliases(every)
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in records.items()):
         data.open_rest(proto)
-    notes = [*_version_notes(proto), *stored.notes, *weight_aliases.target_notes(targets)]
+    notes = [*_version_notes(proto), *stored.notes, *target_notes(targets)]
     if len(notes) > _MOST_NOTES:
         notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
     return Model(

@@ -14,9 +14,8 @@ from dataclasses import replace
 
 from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.model.attributes import integer
 from onnxfi.graph.model.byte_source import quoted
-from onnxfi.graph.model.graph_index import GraphIndex, Node, Value
+from onnxfi.graph.model.graph_index import GraphIndex, Node, Value, integer
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors
 from onnxfi.graph.model.weight_dataflow import CONVERSIONS, MOST_STEPS, QDQ, TensorRole, WeightDataflow, broadcast_axes
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.attributes import integer
+from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.partition.stripped_tensors import LARGE_BYTES, strip_numbers
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.graph.partition.subgraph_model import FLOAT, SubgraphModel

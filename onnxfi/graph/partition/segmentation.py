@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxfi.faults.space import Target
-from onnxfi.graph.model.attributes import integer
+from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.conv_partial_sums import ConvSum, largest_conv_sum
 from onnxfi.graph.partition.cut_points import CutPoints, segments, whole_subgraph

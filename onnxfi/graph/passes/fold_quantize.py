@@ -18,8 +18,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
-from onnxfi.graph.model.attributes import integer
-from onnxfi.graph.model.graph_index import subgraphs
+from onnxfi.graph.model.graph_index import integer, subgraphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.model_pass import ModelPass

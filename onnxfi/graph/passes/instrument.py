@@ -29,8 +29,7 @@ from onnxfi.graph.passes.fault_operators import (
     check_values,
     declared_types,
 )  # fmt: skip
-from onnxfi.graph.passes.graph_edit import used_names
-from onnxfi.graph.passes.insert_nodes import Insert, insert_behind
+from onnxfi.graph.passes.graph_edit import Insert, insert_behind, used_names
 from onnxfi.graph.passes.model_pass import ModelPass
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ from onnxfi.graph.passes.expose_neurons import ExposeNeurons
 from onnxfi.graph.passes.expose_reads import ExposeReads
 from onnxfi.graph.passes.fold_quantize import FoldQuantize
 from onnxfi.graph.passes.instrument import ArmFaults, BakeFaults
-from onnxfi.graph.passes.loop_counters import CountIterations
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.probes import CountIterations, OutputShapes
 from onnxfi.graph.passes.scored_outputs import CountSpikes, MapScores
-from onnxfi.graph.passes.shape_probes import OutputShapes
 
 _OWN: tuple[type[ModelPass[Any]], ...] = (
     ArmFaults, BakeFaults, ExposeNeurons, ExposeReads, FoldQuantize, CountIterations, OutputShapes, CountSpikes,

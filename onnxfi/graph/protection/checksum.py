@@ -25,8 +25,7 @@ from onnx import numpy_helper
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import activations
-from onnxfi.graph.model.attributes import integer
-from onnxfi.graph.model.graph_index import GraphIndex
+from onnxfi.graph.model.graph_index import GraphIndex, integer
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames

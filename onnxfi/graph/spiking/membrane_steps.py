@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.model.attributes import integer
+from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison
 

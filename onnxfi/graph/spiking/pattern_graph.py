@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.attributes import integer
-from onnxfi.graph.model.graph_index import Scope
+from onnxfi.graph.model.graph_index import Scope, integer
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxfi.graph.model.attributes import integer, integers
-from onnxfi.graph.model.graph_index import GraphIndex
+from onnxfi.graph.model.graph_index import GraphIndex, integer, integers
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.pattern_graph import PatternGraph
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.passes.shape_probes import OutputShapes
+from onnxfi.graph.passes.probes import OutputShapes
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.generation.decoder_stages import DecoderStage, Part

@@ -18,8 +18,7 @@ from onnxfi.graph.dataflow.activation_targets import (
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, graph_batch_layout
 from onnxfi.graph.dataflow.sample_layout import SamplePlacement, Sizes, model_placements
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.passes.loop_counters import CountIterations
-from onnxfi.graph.passes.shape_probes import OutputShapes, ScopedName
+from onnxfi.graph.passes.probes import CountIterations, OutputShapes, ScopedName
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession

@@ -13,8 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxfi.graph.model.attributes import integer
-from onnxfi.graph.model.graph_index import all_graphs, defined_names, subgraphs
+from onnxfi.graph.model.graph_index import all_graphs, defined_names, integer, subgraphs
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 

@@ -31,9 +31,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.labels import NOT_SCORED, as_kind
-from onnxfi.runtime.data.sample_outputs import Outputs
+from onnxfi.runtime.data.sample_outputs import KeptInputs, Outputs
 from onnxfi.runtime.engine.ports import Array, shape_text
 from onnxfi.tasks.answers import BLOCK, Floats
 

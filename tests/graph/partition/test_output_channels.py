@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from onnxfi.graph.model.attributes import integer
+from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.output_channels import output_channels
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
