@@ -191,6 +191,32 @@ def encoder(seed: int = 5) -> onnx.ModelProto:
     )
 
 
+#: Numbers of a frame of speech, frames, and the positions that an encoder makes of them.
+BANDS, FRAMES, HEARD = 5, 14, 7
+
+
+def speech_encoder(seed: int = 6) -> onnx.ModelProto:
+    """Return an encoder of speech: one position for two frames."""
+    w = Writer({})
+    frames = w.add("Transpose", ["input_features"], "frames", perm=[0, 2, 1])
+    mixed = w.add("MatMul", [frames, "mix"], "mixed")
+    halved = w.add("Slice", [mixed, "first", "last", "axis", "two"], "halved")
+    w.add("Tanh", [halved], "last_hidden_state")
+    ends = {name: np.array([n], np.int64) for name, n in (("first", 0), ("last", FRAMES), ("axis", 1), ("two", 2))}
+    mix = np.random.default_rng(seed).standard_normal((BANDS, SIZE)).astype(np.float32)
+    return _model(
+        w.nodes,
+        [helper.make_tensor_value_info("input_features", _FLOAT, ["N", BANDS, FRAMES])],
+        [helper.make_tensor_value_info("last_hidden_state", _FLOAT, ["N", HEARD, SIZE])],
+        {"mix": mix, **ends},
+    )
+
+
+def speech(count: int = 3, seed: int = 2) -> Any:
+    """Return prompts of speech, [count, bands, frames]."""
+    return np.random.default_rng(seed).standard_normal((count, BANDS, FRAMES)).astype(np.float32)
+
+
 def prompts(count: int = 3, length: int = 6, seed: int = 1, *, prefix: int = 0) -> Any:
     """Return prompts [count, length], the later ones shorter, with the same first `prefix` tokens."""
     random = np.random.default_rng(seed)

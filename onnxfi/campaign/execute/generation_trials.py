@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.activation_faults import needs_numbers, with_own_weights, without_defaults
 from onnxfi.campaign.execute.activation_routes import Run, judge_by_own
@@ -34,7 +33,7 @@ from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.generation.generation_engine import GenerationSession, laid_out
-from onnxfi.runtime.generation.greedy_loop import Generated, Progress
+from onnxfi.runtime.generation.greedy_loop import Generated, Progress, Prompt
 from onnxfi.runtime.inject.activations import activation_faults
 from onnxfi.runtime.partial.activation_words import InjectedWords, inject_words
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     import onnx
 
 _PREFILL, _DECODE = "prefill_changed", "decode_changed"
-Prompt = NDArray[np.int64]
 
 
 @dataclass

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import FaultListError, SelectorError
 from onnxfi.faults.positions import Positions
@@ -23,6 +22,7 @@ from onnxfi.runtime.generation.activation_shapes import LoopShape, loop_shapes
 from onnxfi.runtime.generation.cache_ports import CacheTensor
 from onnxfi.runtime.generation.decoder_stages import Part
 from onnxfi.runtime.generation.generation_engine import GenerationSession
+from onnxfi.runtime.generation.greedy_loop import Prompt
 
 
 def generation_space(
@@ -37,10 +37,10 @@ def generation_space(
     steps = tuple(how.tokens if how.end is None else session.generated(prompt).steps for prompt in prompts)
     shapes, positions, types = dict[str, tuple[int, ...]](), dict[str, Positions](), dict[str, str]()
     if "kv-cache" in scope.target and max(steps) > 1:
-        for one, size in _cache_sizes(session, prompts[0]):
-            held = _cache_positions(one, session, prompts, steps)
+        for one, (heads, encoded, size) in _cache_sizes(session, prompts[0]):
+            held = _cache_positions(one, session, prompts, steps, encoded)
             name = one.past.name
-            shapes[name], positions[name] = (size[0], int(held.counts.max()), size[1]), held
+            shapes[name], positions[name] = (heads, int(held.counts.max()), size), held
             types[name] = one.past.dtype
     kinds = {"activation": "activations", "input": "inputs"}
     rows = [a for a in activations(model) if kinds.get(a.target.kind) in scope.target and not a.unsupported_reason]
@@ -54,24 +54,28 @@ def generation_space(
     return ActivationSpace(scope, len(prompts), {}, shapes, {}, types, positions)
 
 
-def _cache_sizes(session: GenerationSession, prompt: NDArray[np.int64]) -> list[tuple[CacheTensor, tuple[int, int]]]:
-    """Return the tensors of the cache with the numbers of heads and of a head, as a run shows them."""
+def _cache_sizes(session: GenerationSession, prompt: Prompt) -> list[tuple[CacheTensor, tuple[int, int, int]]]:
+    """Return the tensors of the cache with the numbers of heads, of positions and of a head, as a run shows them."""
     loop = session.loop
     few = replace(loop, how=replace(loop.how, tokens=1, end=None))
     cache = few.run(prompt, session.shared(prompt)).last.cache
-    return [(one, (cache[one.past.name].shape[1], cache[one.past.name].shape[3])) for one in loop.decode.cache]
+    return [(one, cache[one.past.name].shape[1:]) for one in loop.decode.cache]
 
 
 def _cache_positions(
-    one: CacheTensor, session: GenerationSession, prompts: Sequence[NDArray[np.int64]], steps: tuple[int, ...]
+    one: CacheTensor, session: GenerationSession, prompts: Sequence[Prompt], steps: tuple[int, ...], encoded: int
 ) -> Positions:
-    begun = tuple(1 if session.loop.encoder is not None and not one.cross else len(prompt) for prompt in prompts)
+    """Return the positions of a tensor of the cache; of numbers an encoder makes `encoded` ones."""
+    if session.loop.encoder is not None and not one.cross:
+        begun = (1,) * len(prompts)
+    else:
+        begun = tuple(encoded if prompt.dtype.kind == "f" else len(prompt) for prompt in prompts)
     first = (0 if one.cross else session.loop.how.prefix,) * len(prompts)
     return Positions(1, first, begun, 0 if one.cross else 1, steps, cache=True)
 
 
 def _activation_positions(
-    found: LoopShape, session: GenerationSession, prompts: Sequence[NDArray[np.int64]], steps: tuple[int, ...]
+    found: LoopShape, session: GenerationSession, prompts: Sequence[Prompt], steps: tuple[int, ...]
 ) -> Positions:
     loop = session.loop
     single = loop.encoder is not None and loop.faulty is not Part.ENCODER

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.model.loading import Model, parse
@@ -15,7 +14,7 @@ from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.generation.decoder_stages import DecoderStage, Part
 from onnxfi.runtime.generation.generation_engine import GenerationSession
-from onnxfi.runtime.generation.greedy_loop import DecoderLoop
+from onnxfi.runtime.generation.greedy_loop import DecoderLoop, Prompt
 from onnxfi.runtime.inject.shape_query import open_session
 
 _FEW = 3
@@ -43,7 +42,7 @@ class LoopShape:
 
 
 def loop_shapes(
-    model: Model, session: GenerationSession, rows: Sequence[Activation], prompt: NDArray[np.int64],
+    model: Model, session: GenerationSession, rows: Sequence[Activation], prompt: Prompt,
     custom_ops: Sequence[str] = (),
 ) -> dict[str, LoopShape]:  # fmt: skip
     """Return the shapes of activations by target id, of those whose shape depends on the number of tokens alone.
@@ -68,11 +67,12 @@ def loop_shapes(
 
 
 def _feeds(
-    session: GenerationSession, probe: Session, prompt: NDArray[np.int64]
+    session: GenerationSession, probe: Session, prompt: Prompt
 ) -> tuple[Iterator[dict[str, Array]], Iterator[dict[str, Array]]]:
     """Return what the probed model is fed for prompts of two lengths, and in two further steps."""
     loop = session.loop
-    few = np.resize(prompt, _FEW), np.resize(prompt, _FEW + 1)
+    # Numbers that an encoder takes, as those of speech, have a shape of their own.
+    few = (prompt, prompt) if prompt.dtype.kind == "f" else (np.resize(prompt, _FEW), np.resize(prompt, _FEW + 1))
     if loop.faulty is Part.ENCODER:
         assert loop.encoder is not None
         return (replace(loop.encoder, session=probe).feeds(one) for one in few), iter(())
@@ -80,7 +80,7 @@ def _feeds(
     return _prompts(loop, own, few), _steps(session, own, prompt)
 
 
-def _prompts(loop: DecoderLoop, own: DecoderStage, few: Sequence[NDArray[np.int64]]) -> Iterator[dict[str, Array]]:
+def _prompts(loop: DecoderLoop, own: DecoderStage, few: Sequence[Prompt]) -> Iterator[dict[str, Array]]:
     if loop.faulty is Part.DECODE and loop.prefill is not None:
         return
     for prompt in few:
@@ -91,7 +91,7 @@ def _prompts(loop: DecoderLoop, own: DecoderStage, few: Sequence[NDArray[np.int6
             yield own.feeds(start, own.empty() if own.cache else {}, 0, loop.encoder.run(few[0]))
 
 
-def _steps(session: GenerationSession, own: DecoderStage, prompt: NDArray[np.int64]) -> Iterator[dict[str, Array]]:
+def _steps(session: GenerationSession, own: DecoderStage, prompt: Prompt) -> Iterator[dict[str, Array]]:
     loop = session.loop
     if loop.faulty is not Part.DECODE:
         return

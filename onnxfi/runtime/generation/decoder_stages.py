@@ -6,7 +6,9 @@ part that a model has follows from its inputs and outputs.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +20,9 @@ from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.generation.cache_ports import CacheTensor, check_sizes, is_past, is_present, match_cache
 
-_IDS = ("input_ids", "decoder_input_ids")
+#: The input of prompts of tokens.
+PROMPTS = "input_ids"
+_IDS = (PROMPTS, "decoder_input_ids")
 _MASK = ("attention_mask", "decoder_attention_mask")
 _ENCODED, _ENCODED_MASK = "encoder_hidden_states", "encoder_attention_mask"
 _POSITIONS, _SLOTS, _BRANCH, _TYPES = "position_ids", "cache_position", "use_cache_branch", "token_type_ids"
@@ -179,25 +183,73 @@ def _logits_of(session: Session, where: str) -> str:
     return named[0]
 
 
+@dataclass
+class EncodedPrompts:
+    """What an encoder without faults makes of prompts, kept up to a limit: it is the same in every trial."""
+
+    limit_bytes: int = 1 << 26
+    _kept: OrderedDict[bytes, Array] = field(default_factory=OrderedDict, repr=False)
+    _bytes: int = 0
+
+    def of(self, prompt: Array) -> Array | None:
+        """Return what is kept of a prompt."""
+        key = _digest(prompt)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def add(self, prompt: Array, encoded: Array) -> None:
+        """Keep what the encoder made of a prompt, and drop what was used longest ago."""
+        self._kept[_digest(prompt)] = encoded
+        self._bytes += encoded.nbytes
+        while self._bytes > self.limit_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def _digest(prompt: Array) -> bytes:
+    return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()
+
+
 @dataclass(frozen=True)
 class EncoderStage:
-    """A session of an encoder."""
+    """A session of an encoder, and its input of prompts: `input_ids`, or numbers as those of speech and images."""
 
     session: Session
     where: str
+    prompts: Port
+    kept: EncodedPrompts | None = None
 
-    def run(self, tokens: Array, extra: Mapping[str, Array] | None = None) -> Array:
-        """Return what the encoder makes of a prompt ([T]): [1, T, size]."""
-        name = next(p.name for p in self.session.outputs if "float" in p.dtype)
-        return self.session.run(self.feeds(tokens, extra), [name])[name]
+    @classmethod
+    def of(cls, session: Session, where: str, kept: EncodedPrompts | None = None) -> EncoderStage:
+        """Return the stage of a session; InputError if no one input takes the prompts."""
+        named = [p for p in session.inputs if p.name not in (*_MASK, _TYPES) and not _FAULTS.match(p.name)]
+        tokens = [port for port in named if port.name == PROMPTS]
+        numbers = [port for port in named if "float" in port.dtype and len(port.shape or ()) > 1]
+        if not tokens and (len(named) > 1 or not numbers):
+            raise InputError(
+                f"{where}: its inputs are {_listed(session.inputs)}, and a generation loop feeds an encoder input_ids, "
+                f"or one input of numbers, as input_features of speech, and attention_mask"
+            )
+        return cls(session, where, (tokens or numbers)[0], kept)
 
-    def feeds(self, tokens: Array, extra: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Return what the encoder is fed: a prompt ([T]), and further inputs."""
+    def run(self, prompt: Array, extra: Mapping[str, Array] | None = None) -> Array:
+        """Return what the encoder makes of a prompt ([T] tokens, or numbers): [1, positions, size]."""
+        found = None if self.kept is None else self.kept.of(prompt)
+        if found is None:
+            name = next(p.name for p in self.session.outputs if "float" in p.dtype)
+            found = self.session.run(self.feeds(prompt, extra), [name])[name]
+            if self.kept is not None:
+                self.kept.add(prompt, found)
+        return found
+
+    def feeds(self, prompt: Array, extra: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Return what the encoder is fed: a prompt ([T] tokens, or numbers), and further inputs."""
         fed = dict[str, Array](extra or {})
         for port in self.session.inputs:
-            if port.name in ("input_ids", *_MASK, _TYPES):
-                value = tokens if port.name == "input_ids" else np.full(len(tokens), port.name != _TYPES)
-                fed[port.name] = value[None].astype(element_type(port.dtype))
+            if port.name == self.prompts.name:
+                fed[port.name] = prompt[None].astype(element_type(port.dtype))
+            elif port.name in (*_MASK, _TYPES):
+                fed[port.name] = np.full((1, prompt.shape[-1]), port.name != _TYPES, element_type(port.dtype))
             elif port.name not in fed:
                 raise InputError(f"{self.where}: input {port} is none that a generation loop feeds; it feeds input_ids "
                                  f"and attention_mask")  # fmt: skip

@@ -12,16 +12,23 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, EngineError, InputError
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
-from onnxfi.runtime.generation.decoder_stages import DecoderStage, EncoderStage, Part, part_of
-from onnxfi.runtime.generation.greedy_loop import NO_TOKEN, DecoderLoop, Generated, LoopSettings, Progress, check_prompt
+from onnxfi.runtime.generation.decoder_stages import PROMPTS, DecoderStage, EncodedPrompts, EncoderStage, Part, part_of
+from onnxfi.runtime.generation.greedy_loop import (
+    NO_TOKEN,
+    DecoderLoop,
+    Generated,
+    LoopSettings,
+    Progress,
+    Prompt,
+    check_prompt,
+)
 
-#: The input of prompts and the outputs of a generating session.
-PROMPTS, TOKENS, SCORE = "input_ids", "tokens", "score"
+#: The outputs of a generating session.
+TOKENS, SCORE = "tokens", "score"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,10 @@ class GenerationSession:
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """The prompts, [N, T], with -1 behind the last token of each."""
+        """The prompts, [N, T], with -1 behind the last token of each; or the numbers that an encoder takes."""
+        encoder = self.loop.encoder
+        if encoder is not None and encoder.prompts.name != PROMPTS:
+            return (encoder.prompts,)
         return (Port(PROMPTS, "int64", ("N", "T")),)
 
     @property
@@ -69,10 +79,12 @@ class GenerationSession:
         arrays = laid_out([one.last for one in found], self.loop.how.tokens)
         return {name: arrays[name] for name in outputs or arrays}
 
-    def prompts(self, feeds: Mapping[str, Array]) -> list[NDArray[np.int64]]:
-        """Return the prompts of a batch ([T] each), checked."""
+    def prompts(self, feeds: Mapping[str, Array]) -> list[Prompt]:
+        """Return the prompts of a batch ([T] each, or the numbers of each), checked."""
         how, vocabulary = self.loop.how, self.loop.decode.vocabulary
-        found = list[NDArray[np.int64]]()
+        found, [port] = list[Prompt](), self.inputs
+        if port.name != PROMPTS:
+            return list(np.asarray(feeds[port.name]))
         for number, row in enumerate(np.asarray(feeds[PROMPTS], np.int64)):
             ends = np.flatnonzero(row != NO_TOKEN)
             prompt = row[: ends[-1] + 1] if len(ends) else row[:0]
@@ -80,11 +92,11 @@ class GenerationSession:
             found.append(prompt)
         return found
 
-    def generated(self, prompt: NDArray[np.int64]) -> Generated:
+    def generated(self, prompt: Prompt) -> Generated:
         """Generate from a prompt without faults."""
         return self.loop.run(prompt, self.shared(prompt))
 
-    def shared(self, prompt: NDArray[np.int64]) -> Progress | None:
+    def shared(self, prompt: Prompt) -> Progress | None:
         """Return the state behind the shared prefix, which runs once; None without one."""
         count = self.loop.how.prefix
         if not count:
@@ -154,7 +166,7 @@ class GenerationEngine(Engine):
         own = self.runtime.prepare(model)
         part = part_of(own, "the model")
         sessions = {part: own, **{p: s for p, s in self._others.items() if p is not part}}
-        return GenerationSession(_loop(sessions, self.how, part), own)
+        return GenerationSession(_loop(sessions, self.how, part, self._encoded), own)
 
     def unoptimized(self) -> Engine:
         """Return the engine that opens a model fastest."""
@@ -180,12 +192,16 @@ class GenerationEngine(Engine):
             found[part] = session
         return found
 
+    @cached_property
+    def _encoded(self) -> EncodedPrompts:
+        return EncodedPrompts()
+
     def __hash__(self) -> int:
         """Return a hash of the settings."""
         return hash((self.runtime, self.how, tuple(sorted(self.files.items()))))
 
 
-def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part) -> DecoderLoop:
+def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part, encoded: EncodedPrompts) -> DecoderLoop:
     """Return the loop of these sessions; InputError names the part that is missing."""
     if Part.DECODE not in sessions:
         raise InputError(
@@ -205,7 +221,8 @@ def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part) -> Dec
         decode.check_alone()
     encoder = None
     if Part.ENCODER in sessions:
-        encoder = EncoderStage(sessions[Part.ENCODER], named[Part.ENCODER])
+        kept = None if own is Part.ENCODER else encoded
+        encoder = EncoderStage.of(sessions[Part.ENCODER], named[Part.ENCODER], kept)
         if how.prefix:
             raise InputError("a decoder behind an encoder shares no prefix; leave prefix out")
     elif decode.takes_encoded or (prefill is not None and prefill.takes_encoded):

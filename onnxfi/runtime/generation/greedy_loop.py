@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from onnxfi.runtime.generation.decoder_stages import DecoderStage, EncoderStage,
 
 #: Stands for a token behind the end of a text, or of a prompt.
 NO_TOKEN = -1
+#: A prompt: tokens ([T] of int64), or the numbers that an encoder takes.
+Prompt = NDArray[Any]
 #: Changes the cache in front of a step: the number of the step, and the cache by input.
 EditCache = Callable[[int, Mapping[str, Array]], Mapping[str, Array]]
 #: Further inputs of the model with faults, by the number of the step and the positions that it runs.
@@ -153,7 +156,7 @@ class DecoderLoop:
 
     def run(
         self,
-        prompt: NDArray[np.int64],
+        prompt: Prompt,
         begin: Progress | None = None,
         *,
         edit: EditCache | None = None,
@@ -163,8 +166,8 @@ class DecoderLoop:
 
         Parameters
         ----------
-        prompt : array of int64, shape (T,)
-            The tokens of the prompt.
+        prompt : array
+            The tokens of the prompt ([T] of int64), or the numbers that the encoder takes.
         begin : Progress, optional
             The state to begin with; by default step 0 without a past.
         edit : callable, optional
@@ -187,20 +190,20 @@ class DecoderLoop:
                 break
         return Generated(state, first, self.fixed, reusable)
 
-    def shared(self, prompt: NDArray[np.int64]) -> Progress:
+    def shared(self, prompt: Prompt) -> Progress:
         """Return the state in front of step 0 behind the shared prefix of a prompt."""
         count = self.how.prefix
         decoder = self.decode
         cache, _ = self._cache(decoder, self._run(decoder, prompt[:count], decoder.empty(), 0, None, {}), {}, 0)
         return Progress(cache=cache, seen=count)
 
-    def step(self, prompt: NDArray[np.int64], state: Progress, fed: FedFaults | None) -> tuple[Progress, bool]:
+    def step(self, prompt: Prompt, state: Progress, fed: FedFaults | None) -> tuple[Progress, bool]:
         """Run a step; return the state behind it, and whether it only appended to the cache."""
         step, decoder, encoded = state.step, self.decoder_of(state.step), state.encoded
         tokens = np.array(state.tokens[-1:], np.int64) if step else prompt[state.seen :]
         if step == 0 and self.encoder is not None:
             extra = {} if fed is None or self.faulty is not Part.ENCODER else fed(0, len(prompt))
-            with _at(0, prompt, self.how.tokens):
+            with _at(0, _Given(prompt, 0)):
                 encoded = self.encoder.run(prompt, extra)
             tokens = np.array([self.how.start], np.int64)
         faulty = self.faulty is not Part.ENCODER and (
@@ -208,7 +211,9 @@ class DecoderLoop:
         )
         extra = {} if fed is None or not faulty else fed(step, len(tokens))
         past = state.cache or (decoder.empty() if decoder.cache else {})
-        with _at(step, prompt, self.how.tokens):
+        begun = prompt if self.encoder is None else np.array([self.how.start], np.int64)
+        given = _Given(begun, self.how.tokens, behind=self.encoder is not None)
+        with _at(step, given):
             found = self._run(decoder, tokens, past, state.seen, encoded, extra)
         cache, appended = self._cache(decoder, found, state.cache, state.seen)
         token, score = self._next(found[decoder.logits], prompt, step)
@@ -241,7 +246,7 @@ class DecoderLoop:
                 )
         return cache, appended
 
-    def _next(self, logits: Array, prompt: NDArray[np.int64], step: int) -> tuple[int, float]:
+    def _next(self, logits: Array, prompt: Prompt, step: int) -> tuple[int, float]:
         """Return the next token and its score: NaN if some score is not finite."""
         row = np.asarray(logits).reshape(-1, logits.shape[-1])[-1].astype(np.float32)
         finite = bool(np.isfinite(row).all())
@@ -252,46 +257,64 @@ class DecoderLoop:
         return best, float(row[best]) if finite else float("nan")
 
 
-def drawn(chances: NDArray[np.float64], seed: int, prompt: NDArray[np.int64], step: int) -> int:
+def drawn(chances: NDArray[np.float64], seed: int, prompt: Prompt, step: int) -> int:
     """Return a token drawn with these chances; the draw follows from the seed, the prompt and the step alone.
 
     >>> drawn(np.array([0.0, 1.0, 0.0]), 7, np.array([3, 1]), 0)
     1
     """
-    key = hashlib.blake2b(prompt.astype("<i8").tobytes(), digest_size=8).digest()
+    little = prompt.astype("<i8" if prompt.dtype.kind in "iu" else prompt.dtype.newbyteorder("<"))
+    key = hashlib.blake2b(little.tobytes(), digest_size=8).digest()
     raw = sampling.raw_words(seed, int.from_bytes(key, "little"), sampling.CHOICE, 1, skip=step)
     ends = np.cumsum(chances)
     place = np.searchsorted(ends, sampling.uniform(raw)[0] * ends[-1], side="right")
     return int(min(place, len(ends) - 1))
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A prompt and the tokens that are generated `behind` an encoder or it; 0 for the encoder itself."""
+
+    prompt: Prompt
+    tokens: int
+    behind: bool = False
+
+
 @contextmanager
-def _at(step: int, prompt: NDArray[np.int64], tokens: int) -> Iterator[None]:
+def _at(step: int, given: _Given) -> Iterator[None]:
     """Say at which step a run failed, and the reason that no fault has."""
     try:
         yield
     except EngineError as error:
-        raise type(error)(f"step {step} of the generation: {_reason(error, prompt, tokens) or error}") from error
+        raise type(error)(f"step {step} of the generation: {_reason(error, given) or error}") from error
 
 
-def _reason(error: EngineError, prompt: NDArray[np.int64], tokens: int) -> str:
+def _reason(error: EngineError, given: _Given) -> str:
     """Return why an index is beyond a table, of tokens or of positions; empty if that is not known."""
     found = _BEYOND.search(str(error))
-    if found is None:
+    if found is None or given.prompt.dtype.kind == "f":
         return ""
-    index, limit = int(found[1]), int(found[3]) + 1
-    if index in prompt:
+    index, limit, count = int(found[1]), int(found[3]) + 1, len(given.prompt)
+    if index in given.prompt:
+        if given.behind:
+            return f"the decoder begins with token {index:,}, and knows {limit:,}; give the one that it has, as start=0"
         return f"the prompt has token {index:,}, and the model knows {limit:,}; the tokenizer is of another vocabulary"
     if index != limit:
         return ""
+    if given.behind:
+        return (
+            f"the decoder has {limit:,} positions, and {given.tokens:,} tokens need {given.tokens:,}; take fewer, as "
+            f"tokens={limit}"
+        )
+    if not given.tokens:
+        return f"the encoder has {limit:,} positions, and a prompt has {count:,} tokens; take shorter ones"
     return (
-        f"the model has {limit:,} positions, and a prompt of {len(prompt):,} tokens with {tokens:,} more needs "
-        f"{len(prompt) + tokens - 1:,}; take shorter prompts, or fewer tokens, as "
-        f"tokens={max(1, limit - len(prompt) + 1)}"
+        f"the model has {limit:,} positions, and a prompt of {count:,} tokens with {given.tokens:,} more needs "
+        f"{count + given.tokens - 1:,}; take shorter prompts, or fewer tokens, as tokens={max(1, limit - count + 1)}"
     )
 
 
-def check_prompt(prompt: NDArray[np.int64], number: int, how: LoopSettings, vocabulary: int | None) -> None:
+def check_prompt(prompt: Prompt, number: int, how: LoopSettings, vocabulary: int | None) -> None:
     """Refuse a prompt that no loop can run; DataError names it."""
     if not len(prompt):
         raise DataError(f"prompt {number} has no token; leave it out")

@@ -1,4 +1,7 @@
-"""Prompts: a text file with a tokenizer, one prompt a line, or tokens by the name `input_ids` in an archive."""
+"""Prompts: a text file with a tokenizer, one prompt a line, or tokens by the name `input_ids` in an archive.
+
+An encoder that takes numbers, as those of speech, has them by their own name in an archive.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.ports import Port, one_line
-from onnxfi.runtime.generation.generation_engine import PROMPTS
+from onnxfi.runtime.generation.decoder_stages import PROMPTS
 from onnxfi.runtime.generation.greedy_loop import NO_TOKEN
 
 _LARGEST_TEXT, _LARGEST_TOKENIZER, _MOST_PROMPTS, _LONGEST_PROMPT = 1 << 26, 1 << 28, 1 << 16, 1 << 16
@@ -90,6 +93,10 @@ def open_prompts(spec: Any, inputs: Sequence[Port], *, tokenizer: Tokenizer | No
     path = Path(spec) if isinstance(spec, str | Path) else None
     if path is None or path.suffix != ".txt" or path.is_dir():
         return open_data(spec, inputs, **how)
+    if inputs and inputs[0].name != PROMPTS:
+        raise DataError(
+            f"{str(path)!r} is text, and the encoder takes numbers, {inputs[0]}; give an archive (.npz) with that array"
+        )
     if tokenizer is None:
         raise DataError(
             f"{str(path)!r} is text; name the file that makes tokens of it: --task generation:tokenizer=tokenizer.json"

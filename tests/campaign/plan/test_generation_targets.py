@@ -81,3 +81,19 @@ def test_a_cache_needs_the_loop(place: Path) -> None:
     with pytest.raises(SelectorError, match="stays in the cache by itself"):
         wrong = campaign(place, persistence="from")
         make_plan(wrong, TrialExecutor.open(wrong).opened.fault_targets)
+
+
+def test_a_decoder_of_speech_has_the_positions_that_its_encoder_makes(tmp_path: Path) -> None:
+    models = {"encoder": tiny.speech_encoder(), "prefill": tiny.decoder(past=False, cross=True)}
+    files = ",".join(f"{name}={tiny.saved(tmp_path, name, model)}" for name, model in models.items())
+    tiny.saved(tmp_path, "model", tiny.decoder(cross=True, encode=False))
+    np.savez(tmp_path / "prompts.npz", input_features=tiny.speech())
+    task = f"generation:tokens=10,start=3,{files}"
+    cross = campaign(tmp_path, include="*.encoder.*", task=task)
+    executor = TrialExecutor.open(cross)
+    plan = make_plan(cross, executor.opened.fault_targets)
+    # Of 3 prompts, in front of 9 steps: it does not grow.
+    assert plan.header.population == 3 * 9 * 2 * tiny.LAYERS * tiny.SIZE * tiny.HEARD * 32
+    own = campaign(tmp_path, include="*.decoder.*", task=task)
+    plan = make_plan(own, TrialExecutor.open(own).opened.fault_targets)
+    assert plan.header.population == 3 * 2 * tiny.LAYERS * tiny.SIZE * 32 * sum(1 + k for k in range(9))

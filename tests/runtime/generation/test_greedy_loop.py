@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_decoders as tiny
+from onnx import TensorProto, helper
 from tiny_decoders import COUNT, opened
 
 from onnxfi import OrtEngine
-from onnxfi.errors import EngineError
+from onnxfi.errors import EngineError, InputError
+from onnxfi.runtime.generation.decoder_stages import EncodedPrompts, EncoderStage
+from onnxfi.runtime.generation.generation_engine import GenerationEngine
+from onnxfi.runtime.generation.greedy_loop import LoopSettings
 
 
 @pytest.mark.parametrize("layout", ["single", "merged", "two files"])
@@ -35,6 +39,57 @@ def test_any_model_of_an_encoder_and_two_decoders_may_be_the_one(own: str, tmp_p
         encoded = encoder.run({"input_ids": prompt[None]})["last_hidden_state"]
         wanted = tiny.longhand(models["prefill"], [3], COUNT, encoded)
         assert list(session.generated(prompt).last.tokens) == wanted
+
+
+@pytest.mark.parametrize("own", ["encoder", "decode"])
+def test_an_encoder_of_numbers_is_fed_them(own: str, tmp_path: Path) -> None:
+    models = {"encoder": tiny.speech_encoder(), "prefill": tiny.decoder(past=False, cross=True),
+              "decode": tiny.decoder(cross=True, encode=False)}  # fmt: skip
+    files = {name: str(tiny.saved(tmp_path, name, model)) for name, model in models.items()}
+    session = opened(files.pop(own), files, start=3)
+    assert [(port.name, port.shape) for port in session.inputs] == [("input_features", ("N", tiny.BANDS, tiny.FRAMES))]
+    encoder = OrtEngine(provider="cpu").prepare(models["encoder"].SerializeToString())
+    texts = session.run({"input_features": tiny.speech()})["tokens"]
+    for row, heard in enumerate(tiny.speech()):
+        encoded = encoder.run({"input_features": heard[None]})["last_hidden_state"]
+        assert texts[row].tolist() == tiny.longhand(models["prefill"], [3], COUNT, encoded)
+
+
+def test_an_encoder_without_faults_runs_once_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"encoder": tiny.speech_encoder(), "prefill": tiny.decoder(past=False, cross=True)}
+    files = {name: str(tiny.saved(tmp_path, name, model)) for name, model in models.items()}
+    engine = GenerationEngine(OrtEngine(provider="cpu"), LoopSettings(tokens=4, start=3), files)
+    runs, given = list[int](), EncoderStage.feeds
+    monkeypatch.setattr(EncoderStage, "feeds", lambda *args: (runs.append(1), given(*args))[1])
+    decoder = tiny.decoder(cross=True, encode=False).SerializeToString()
+    texts = [engine.prepare(decoder).run({"input_features": tiny.speech()})["tokens"].tolist() for _ in range(2)]
+    assert texts[0] == texts[1] and len(runs) == 3
+    few = EncodedPrompts(limit_bytes=16)
+    for number in range(3):
+        few.add(np.array([number]), np.zeros(2, np.float32))
+    assert [few.of(np.array([number])) is not None for number in range(3)] == [False, True, True]
+
+
+def test_an_encoder_of_several_inputs_is_refused_with_their_names(tmp_path: Path) -> None:
+    model = tiny.speech_encoder()
+    model.graph.input.append(helper.make_tensor_value_info("speaker", TensorProto.FLOAT, ["N", 4]))
+    files = {"encoder": str(tiny.saved(tmp_path, "encoder", model)),
+             "prefill": str(tiny.saved(tmp_path, "prefill", tiny.decoder(past=False, cross=True)))}  # fmt: skip
+    with pytest.raises(InputError, match="its inputs are input_features, speaker"):
+        opened(tiny.decoder(cross=True, encode=False), files)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"tokens": 60}, r"the decoder has 40 positions, and 60 tokens need 60; take fewer, as tokens=40"),
+     ({"start": 50}, r"the decoder begins with token 50, and knows 24")],
+)  # fmt: skip
+def test_what_a_decoder_behind_an_encoder_lacks_is_named(how: dict[str, int], words: str, tmp_path: Path) -> None:
+    files = {"encoder": str(tiny.saved(tmp_path, "encoder", tiny.encoder())),
+             "prefill": str(tiny.saved(tmp_path, "prefill", tiny.decoder(past=False, cross=True)))}  # fmt: skip
+    session = opened(tiny.decoder(cross=True, encode=False), files, **how)
+    with pytest.raises(EngineError, match=words):
+        session.generated(tiny.prompts()[0])
 
 
 def test_a_shared_prefix_changes_no_token() -> None:
