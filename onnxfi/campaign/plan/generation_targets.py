@@ -36,6 +36,11 @@ def generation_space(
     how = session.loop.how
     steps = tuple(how.tokens if how.end is None else session.generated(prompt).steps for prompt in prompts)
     shapes, positions, types = dict[str, tuple[int, ...]](), dict[str, Positions](), dict[str, str]()
+    if scope.target == ("kv-cache",) and max(steps) <= 1:
+        raise SelectorError(
+            "the cache is read from step 1 on, and the texts have one step, that of the prompt; give more tokens, as "
+            "--task generation:tokens=2"
+        )
     if "kv-cache" in scope.target and max(steps) > 1:
         for one, (heads, encoded, size) in _cache_sizes(session, prompts[0]):
             held = _cache_positions(one, session, prompts, steps, encoded)

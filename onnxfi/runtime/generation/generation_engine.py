@@ -210,6 +210,9 @@ def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part, encode
         )
     named = {part: "the model" if part is own else f"{part.value}=" for part in sessions}
     decode = DecoderStage.of(sessions[Part.DECODE], named[Part.DECODE])
+    known = decode.vocabulary
+    if how.end is not None and known is not None and how.end >= known:
+        raise InputError(f"end is {how.end:,}, and the model scores {known:,} tokens, from 0; give the one that ends")
     prefill = None
     if Part.PREFILL in sessions:
         prefill = DecoderStage.of(sessions[Part.PREFILL], named[Part.PREFILL], decode.cache)

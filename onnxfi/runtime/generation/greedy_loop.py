@@ -306,6 +306,8 @@ def _reason(error: EngineError, given: _Given) -> str:
             f"the decoder has {limit:,} positions, and {given.tokens:,} tokens need {given.tokens:,}; take fewer, as "
             f"tokens={limit}"
         )
+    if given.tokens and count > limit:
+        return f"the model has {limit:,} positions, and a prompt has {count:,} tokens; take shorter ones"
     if not given.tokens:
         return f"the encoder has {limit:,} positions, and a prompt has {count:,} tokens; take shorter ones"
     return (

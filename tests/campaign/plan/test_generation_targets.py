@@ -97,3 +97,8 @@ def test_a_decoder_of_speech_has_the_positions_that_its_encoder_makes(tmp_path: 
     own = campaign(tmp_path, include="*.decoder.*", task=task)
     plan = make_plan(own, TrialExecutor.open(own).opened.fault_targets)
     assert plan.header.population == 3 * 2 * tiny.LAYERS * tiny.SIZE * 32 * sum(1 + k for k in range(9))
+
+
+def test_a_text_of_one_step_has_no_cache_to_inject_into(place: Path) -> None:
+    with pytest.raises(SelectorError, match="give more tokens"):
+        TrialExecutor.open(campaign(place, task="generation:tokens=1"))

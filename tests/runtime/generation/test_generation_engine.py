@@ -56,6 +56,8 @@ def test_missing_models_are_named(tmp_path: Path) -> None:
     prefill = str(tiny.saved(tmp_path, "prefill", tiny.decoder(past=False)))
     with pytest.raises(InputError, match=r"give it as prefill="):
         opened(tiny.decoder(), {"encoder": prefill})
+    with pytest.raises(InputError, match="end is 24, and the model scores 24 tokens"):
+        opened(tiny.decoder(), end=24)
     with pytest.raises(InputError, match="prefix needs"):
         opened(tiny.decoder(), {"prefill": prefill}, prefix=2)
 

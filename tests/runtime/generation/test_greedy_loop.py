@@ -136,4 +136,6 @@ def test_a_prompt_beyond_the_positions_is_named_with_what_fits() -> None:
     session = opened(tiny.decoder(), tokens=60)
     with pytest.raises(EngineError, match=r"40 positions, and a prompt of 6 tokens with 60 more needs 65.*tokens=35"):
         session.generated(tiny.prompts()[0])
+    with pytest.raises(EngineError, match=r"40 positions, and a prompt has 41 tokens; take shorter ones"):
+        session.generated(np.resize(tiny.prompts()[0], 41))
     assert len(opened(tiny.decoder(), tokens=35).generated(tiny.prompts()[0]).last.tokens) == 35
