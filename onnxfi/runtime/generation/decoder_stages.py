@@ -185,7 +185,7 @@ def _logits_of(session: Session, where: str) -> str:
 
 @dataclass
 class EncodedPrompts:
-    """What an encoder without faults makes of prompts, kept up to a limit: it is the same in every trial."""
+    """Outputs of an encoder without faults by prompt, kept up to a limit: they are the same in every trial."""
 
     limit_bytes: int = 1 << 26
     _kept: OrderedDict[bytes, Array] = field(default_factory=OrderedDict, repr=False)
