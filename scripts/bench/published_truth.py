@@ -42,7 +42,7 @@ def network(weights: Path) -> onnx.ModelProto:
     """Return ResNet-20 with shortcuts that pad channels, as ONNX."""
     import torch
 
-    state = torch.load(weights, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     stored = {name.removeprefix("module."): value.numpy() for name, value in state.items()}
     inside: dict[str, Array] = {"starts": np.zeros(2, np.int64), "ends": np.full(2, 99), "axes": np.array([2, 3])}
     inside["steps"] = np.full(2, 2)
