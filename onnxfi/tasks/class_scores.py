@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,38 @@ def _may_be_numbers(port: Port) -> bool:
     """Return true for an output as it is declared that may hold numbers of classes."""
     shape = port.shape
     return port.dtype in ("int64", "int32") and shape is not None and (len(shape) == 1 or shape[1:] == (1,))
+
+
+def by_place(data: Data, classes: Sequence[int] | Sequence[str], ports: Sequence[Port], name: str | None) -> Data:
+    """Return data whose labels count the scores, where they are of the `classes` that a model lists in that order.
+
+    An output of labels, as `name` or alone, holds the classes themselves. Class numbers beside listed names count the
+    scores already.
+
+    Raises
+    ------
+    DataError
+        For a label that is none of the classes.
+
+    Examples
+    --------
+    >>> ports = [Port("label", "string", ("N",)), Port("probabilities", "float32", ("N", 2))]
+    >>> data = Data((), 2, np.array(["dog", "cat"], object), False, "", None, None)
+    >>> by_place(data, ("cat", "dog"), ports, None).labels
+    array([1, 0])
+    """
+    labels, floats = data.labels, [port.name for port in ports if "float" in port.dtype]
+    if labels is None or not classes or (name not in floats if name else not floats):
+        return data
+    kinds = "OUT" if isinstance(classes[0], str) else "iu"
+    if labels.dtype.kind not in kinds or labels.shape not in ((len(labels),), (len(labels), 1)):
+        return data
+    places = {one: place for place, one in enumerate(classes)}
+    given = labels.reshape(-1).tolist()
+    if (other := next((one for one in given if one not in places), None)) is not None:
+        listed = ", ".join(map(repr, classes[:10])) + (", …" if len(classes) > 10 else "")
+        raise DataError(f"label {other!r} is none of the classes that the model lists: {listed}; labels are of these")
+    return replace(data, labels=np.array([places[one] for one in given], np.int64))
 
 
 def class_misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.dataflow.lookup_tables import lookup_tables
-from onnxfi.graph.model.loading import ModelLike, load, stored_form
-from onnxfi.graph.passes.scored_outputs import spike_count_output, with_map_scores, with_spike_counts
+from onnxfi.graph.model.loading import Model, ModelLike, load, stored_form
+from onnxfi.graph.passes.scored_outputs import listed_classes, spike_count_output, with_map_scores, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
@@ -31,9 +31,19 @@ from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
-from onnxfi.tasks.class_scores import named_output
+from onnxfi.tasks.class_scores import by_place, named_output
 from onnxfi.tasks.outcomes import GoldenRun
-from onnxfi.tasks.registry import AUTO, choose_task, driven, find_task, guessed, open_samples, read_outputs, remark
+from onnxfi.tasks.registry import (
+    AUTO,
+    CLASSIFICATION,
+    choose_task,
+    driven,
+    find_task,
+    guessed,
+    open_samples,
+    read_outputs,
+    remark,
+)
 from onnxfi.tasks.task import ModelOutputs, Task
 
 
@@ -127,6 +137,7 @@ def evaluate(
     data = data if isinstance(data, Data) else open_samples(task, data, session.inputs)
     if any(port.dtype in ("int64", "int32") for port in session.inputs):
         check_rows(data, lookup_tables(load(model, allow_links=True).index.main))
+    data = by_places(data, lambda: load(model, allow_links=True), session.outputs, output, task)
     _check_samples(golden, data)
     names = golden.outputs if golden else scored_names(session, output, data, kind, task=task)
     reduce = golden.reduce if golden else reduction(data, session.outputs, output, task)
@@ -165,6 +176,14 @@ def _meaning(
         truth = GoldenRun.of(run, data.labels, meaning, kind, 0.0, ("nonfinite",), inputs)
     sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
     return truth, remark(task, truth.task, truth.run, name, data.samples, kind, labelled=sure)
+
+
+def by_places(data: Data, model: Callable[[], Model], ports: Sequence[Port], name: str | None, task: str) -> Data:
+    """Return data whose labels count the scores, where they are of classes that the model lists; see `by_place`."""
+    labelled = any(port.dtype in ("int64", "string") for port in ports)  # as classifiers that list their classes are
+    if data.labels is None or not labelled or task not in (AUTO, CLASSIFICATION):
+        return data
+    return by_place(data, listed_classes(model().proto), ports, name)
 
 
 def _check_samples(golden: Evaluation | None, data: Data) -> None:

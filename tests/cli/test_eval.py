@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -168,6 +170,29 @@ def test_the_scores_in_maps_are_scored(run: Run, save: Callable[..., str]) -> No
     assert run("report", "s.db", "--json").json["golden"]["top1"] == pytest.approx(2 / 3)
     number = run("eval", "m.onnx", "--data", "d.npz", "--output", "label", "--json").json
     assert number["golden"] == {"top1": pytest.approx(2 / 3), "balanced_accuracy": 0.75, "nonfinite": 0.0}
+
+
+@pytest.mark.parametrize("classes", [[1, 2, 3], ["ash", "oak", "yew"]], ids=["numbers", "names"])
+def test_labels_are_of_the_classes_that_a_model_lists(run: Run, save: Callable[..., str], classes: list[Any]) -> None:
+    kind, lists = ("int64", "int64s") if classes[0] == 1 else ("string", "strings")
+    listed = json.dumps(classes)
+    save("m.onnx", f"""g (float[N,3] x) => ({kind}[N] label, seq(map({kind}, float)) probabilities)
+        {{ label, p = ai.onnx.ml.LinearClassifier<classlabels_{lists.replace("int64s", "ints")} = {listed}, post_transform = "SOFTMAX",
+            coefficients = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], intercepts = [0.0, 0.0, 0.0]>(x)
+          probabilities = ai.onnx.ml.ZipMap<classlabels_{lists} = {listed}>(p) }}""")  # fmt: skip
+    rows = np.eye(3, dtype=np.float32)
+    np.savez("d.npz", x=rows, labels=[classes[k] for k in (0, 1, 0)])
+    np.savez("few.npz", x=rows[:2], labels=[[one] for one in classes[:2]])  # places, if it were not for the list
+    np.savez("other.npz", x=rows[:1], labels=[4 if kind == "int64" else "elm"])
+    assert run("eval", "m.onnx", "--data", "d.npz", "--json").json["golden"]["top1"] == pytest.approx(2 / 3)
+    assert run("eval", "m.onnx", "--data", "few.npz", "--json").json["golden"]["top1"] == 1
+    run("run", "m.onnx", "--data", "d.npz", "--ber", "1e-3", "--repeat", 2, "-o", "s.db", "--workers", 0)
+    assert run("report", "s.db", "--json").json["golden"]["top1"] == pytest.approx(2 / 3)
+    if kind == "int64":
+        number = run("eval", "m.onnx", "--data", "few.npz", "--output", "label", "--json").json
+        assert number["golden"]["top1"] == 1
+    refused = run("eval", "m.onnx", "--data", "other.npz")
+    assert refused.code == 2 and "is none of the classes that the model lists" in refused.err
 
 
 def test_external_data_is_found_beside_the_model(run: Run, here: Path, models: Path) -> None:

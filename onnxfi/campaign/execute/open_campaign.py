@@ -29,7 +29,7 @@ from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.pipeline.later_stages import FrontRun
 from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
-from onnxfi.tasks.evaluation import reduction, scored_answers, scored_columns, scored_names
+from onnxfi.tasks.evaluation import by_places, reduction, scored_answers, scored_columns, scored_names
 from onnxfi.tasks.kinds.classification import CLASS_OUTCOMES
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task, open_samples
@@ -162,7 +162,9 @@ def open_campaign(
         session = campaign.open_engine().prepare(served(model))
     scoring, design = campaign.scoring, campaign.design
     if front is None:
-        names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
+        output = output_of(campaign, model)
+        data = by_places(data, lambda: model, session.outputs, output, scoring.task)
+        names = scored_names(session, output, data, scoring.kind, task=scoring.task, whole=True)
     else:
         names = front.stage.outputs
     if names and any(port.name == ALARM for port in session.outputs):  # beside what is scored

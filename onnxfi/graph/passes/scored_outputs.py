@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Suffix of the name of the output of counts.
 _SUFFIX = "/counts"
 _FLOAT = 1
+#: The attributes in which operators of ai.onnx.ml list classes, in the order of their scores.
+_CLASS_LISTS = ("classlabels_ints", "classlabels_int64s", "classlabels_strings")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,24 @@ def score_outputs(proto: onnx.ModelProto) -> dict[str, str]:
     """Return for each output of a ZipMap the tensor that it makes maps of."""
     made = {text(node.output[0]): text(node.input[0]) for node in proto.graph.node if text(node.op_type) == "ZipMap"}
     return {name: made[name] for value in proto.graph.output if (name := text(value.name)) in made}
+
+
+def listed_classes(proto: onnx.ModelProto) -> tuple[int, ...] | tuple[str, ...]:
+    """Return the classes of a classifier in the order of its scores, as its file lists them; none where it does not.
+
+    The list of a ZipMap counts, else that of the node that puts out the label.
+
+    >>> listed_classes(parse(load("models/fashion_cnn.onnx")))
+    ()
+    """
+    outputs = {text(value.name) for value in proto.graph.output}
+    makers = [node for node in proto.graph.node if outputs.intersection(map(text, node.output))]
+    for node in sorted(makers, key=lambda node: text(node.op_type) != "ZipMap"):
+        for attribute in node.attribute:
+            numbers, names = tuple(attribute.ints), tuple(text(one) for one in attribute.strings)
+            if text(attribute.name) in _CLASS_LISTS and (numbers or names):
+                return numbers or names
+    return ()
 
 
 def with_map_scores(model: Model) -> tuple[Model, Mapping[str, str]]:
