@@ -169,7 +169,7 @@ def _campaign(model: Path, flags: dict[str, Any]) -> Campaign:
 
 
 def _print(found: Comparison) -> None:
-    from onnxfi.cli.terminal import number, print_line, table
+    from onnxfi.cli.terminal import print_line, table
 
     names = [Path(v.model).stem for v in found.versions]
     rows: list[tuple[str, ...]] = [
@@ -178,7 +178,8 @@ def _print(found: Comparison) -> None:
     ]
     metric = found.versions[0].found.task.metric(found.measure)
     if metric.unchanged is None:
-        rows.append(("golden run", *(number(found.golden(v), share=True) for v in found.versions)))
+        golden = map(found.golden, found.versions)
+        rows.append(("golden run", *("-" if value is None else metric.text(value) for value in golden)))
     for rate in found.rates:
         cells = [found.cell(v, rate) for v in found.versions]
         texts = ["-" if i is None else _text(metric, i) for i in cells]

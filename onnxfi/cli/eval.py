@@ -17,7 +17,7 @@ def command(model: Path, as_json: bool, allow_links: bool, allow_code: bool, **f
     (docs/reference/pipeline.md) is run as a whole.
     """
     from onnxfi.campaign.spec.pipeline_file import names_pipeline
-    from onnxfi.cli.terminal import number, print_json, print_line, print_note, progress, table
+    from onnxfi.cli.terminal import print_json, print_line, print_note, progress, table
     from onnxfi.graph.model.loading import load
     from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
 
@@ -38,7 +38,7 @@ def command(model: Path, as_json: bool, allow_links: bool, allow_code: bool, **f
         conditions = {"samples": found.samples, "data": found.data, "output": found.output, "provider": found.provider}
         print_json({"model": str(model), "digest": digest, "golden": found.summary(), **conditions})
     else:
-        rows = [(name, number(value, share=found.task.metric(name).share)) for name, value in found.metrics.items()]
+        rows = [(name, found.task.metric(name).text(value)) for name, value in found.metrics.items()]
         table(str(model), ("Metric", ">Value"), rows)
         print_line(found.conditions())
     for text in notes:

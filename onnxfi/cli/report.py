@@ -199,14 +199,14 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
     from onnxfi.campaign.report.findings import turned_into_due
     from onnxfi.campaign.report.tables import comparison_rows, report_labels
     from onnxfi.campaign.report.validity_notes import of_trials, too_few
-    from onnxfi.cli.terminal import number, print_line, table
+    from onnxfi.cli.terminal import print_line, table
 
     lines, task = comparison_rows(found), found[0].task
     shown, accuracy = _columns(task, [side.fold for side in lines]), task.accuracy
     rows = [
         (
             side.label, side.ber or "-", f"{side.fold.trials:,}",
-            number(side.report.golden["metrics"].get(accuracy.name) if accuracy else None, share=True),
+            _golden(accuracy, side.report),
             *(_cell(m, side.fold.rate(m.name)) for m in shown),
         )
         for side in lines
@@ -228,13 +228,15 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
     from onnxfi.campaign.report.findings import turned_into_due
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
     from onnxfi.campaign.report.validity_notes import notes, protection_notes
-    from onnxfi.cli.terminal import count, number, print_line, print_note, table
+    from onnxfi.cli.terminal import count, print_line, print_note, table
 
     layers, cut = _shown_layers(found, sort, top)
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
     print_line(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
     task = found.task
-    accuracy = [f"{name} {number(metrics[name], share=True)}" for name in task.golden_names if name in metrics]
+    accuracy = [
+        f"{name} {task.metric(name).text(float(metrics[name]))}" for name in task.golden_names if name in metrics
+    ]
     unlabelled = "no labels, so rates count changed answers, not wrong ones"
     read = found.golden.get("reading", "")
     print_line(f"golden run: {', '.join(accuracy) or (unlabelled if task.golden_names else 'compared as numbers')}")
@@ -379,6 +381,11 @@ def _table(title: str, key: str, folds: Sequence[Fold], task: Task) -> None:
 
 def _share(value: float) -> str:
     return f"{100 * value:.3f} %"
+
+
+def _golden(metric: Metric | None, found: Report) -> str:
+    value = None if metric is None else found.golden["metrics"].get(metric.name)
+    return "-" if metric is None or value is None else metric.text(float(value))
 
 
 def _cells(metric: Metric, i: Interval) -> tuple[str, ...]:

@@ -181,8 +181,9 @@ def print_comparison(golden: Evaluation, faulty: Evaluation) -> None:
     """Print the metrics of a fault-free and a faulty evaluation side by side, and the conditions."""
     rows = []
     for name in faulty.metrics:
-        share = golden.task.metric(name).share
-        rows.append((name, *(number(found.metrics.get(name), share=share) for found in (golden, faulty))))
+        values = (found.metrics.get(name) for found in (golden, faulty))
+        metric = golden.task.metric(name)
+        rows.append((name, *("-" if value is None else metric.text(value) for value in values)))
     table("Golden and faulty outputs", ("Metric", ">Golden", ">Faulty"), rows)
     print_line(faulty.conditions())
 

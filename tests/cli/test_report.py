@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 from campaign_commands import DATA, SCHEMAS, SINGLE, Run
 from jsonschema import Draft202012Validator
 
 from onnxfi.campaign.report.findings import turned_into_due
 from onnxfi.campaign.report.report import report
+from onnxfi.model_verbs import evaluate
 
 
 def test_every_number_of_the_tables_is_the_reports(run: Run, tiny: Path) -> None:
@@ -124,3 +127,18 @@ def test_no_table_is_printed_of_folds_that_no_trial_lies_in(run: Run, tiny: Path
     ran = run("run", "m.onnx", *DATA, *words)
     assert ran.code == 0 and "All trials" in ran.out, ran.err
     assert "By layer" not in ran.out and "By bit" not in ran.out
+
+
+def test_a_metric_with_a_unit_is_nowhere_a_percentage(run: Run, tiny: Path) -> None:
+    """Its golden value stands in five tables: of eval, inject, run, reports side by side, and compare."""
+    shape = evaluate("m.onnx", "d.npz", samples=8, provider="cpu").scores.shape
+    np.save("l.npy", np.full(shape, 2.0))
+    data = (*DATA[:4], "--samples", 8, "--labels", "l.npy", "--task", "regression:unit=m")
+    golden = f"{run('eval', 'm.onnx', *data, '--json').json['golden']['mae']:.4g} m"
+    assert re.search(rf"mae +{golden}\n", run("eval", "m.onnx", *data).out)
+    assert re.search(rf"mae +{golden} +", run("inject", "m.onnx", *data, "--count", 1, "-o", "f.onnx").out)
+    sweep = (*data, "--ber", "1e-3", "--repeat", 2, "--workers", 0)
+    assert f"golden run: mae {golden}, " in run("run", "m.onnx", *sweep, "-o", "s.db").out
+    shutil.copy("s.db", "t.db")
+    assert golden in run("report", "s.db", "t.db").out
+    assert re.search(rf"golden run +{golden} ", run("compare", "m.onnx", "f.onnx", *sweep).out)
