@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import DataError
+from onnxfi.errors import DataError, EngineError
 from onnxfi.runtime.data.sample_outputs import Outputs, alike, same_outputs
 from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats, difference, differing, float64, magnitude
@@ -231,6 +231,13 @@ class DecodedPair(AnswerPair):
         """Return whether outputs are compared row by row."""
         return self.golden.apart and golden.has_rows and alike(golden, faulty)
 
+    def _decoded(self, faulty: Outputs) -> Sequence[Any] | Array:
+        """Decode faulty outputs; EngineError where a fault left nothing that can be decoded."""
+        try:
+            return self.faulty.decoded(faulty)
+        except DataError as error:
+            raise EngineError(str(error)) from error
+
     def _of_batch(self, golden: Outputs, faulty: Outputs, known: Sequence[Any] | Array, before: Flags) -> _Facts:
         n, apart = len(golden.samples), self.golden.apart
         if same_outputs(golden, faulty):
@@ -238,7 +245,7 @@ class DecodedPair(AnswerPair):
             return _Facts(none, before, none, known)
         if self._by_rows(golden, faulty):
             return self._by_row(golden, faulty, known, before)
-        values = self.faulty.decoded(faulty)
+        values = self._decoded(faulty)
         nonfinite = broken(faulty, apart) | undefined(values)
         detected = nonfinite & ~before
         differ = np.array([not same_answer(*pair) for pair in zip(known, values, strict=True)], np.bool_) | detected
@@ -255,7 +262,7 @@ class DecodedPair(AnswerPair):
                 detected[rows] |= _fresh(array[rows], faulty.arrays[name][rows])
         rows, nonfinite = np.flatnonzero(differ), before.copy()
         some = faulty.take(rows)
-        found = self.faulty.decoded(some)
+        found = self._decoded(some)
         bad = undefined(found)
         nonfinite[rows] = broken(some, True) | bad
         detected[rows] |= bad & ~before[rows]

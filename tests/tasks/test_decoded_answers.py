@@ -13,7 +13,7 @@ from onnx import parser
 
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import DataError
+from onnxfi.errors import DataError, EngineError
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Flags, share
@@ -86,6 +86,20 @@ def test_another_number_of_answers_than_samples_is_refused() -> None:
     golden = golden_of({"y": np.zeros((3, 3), np.float32)}, 3, spelling(lambda outputs: ["one"]))
     with pytest.raises(DataError, match="decode gave 1 answers for 3 samples; give one per sample"):
         _ = golden.answers.values
+
+
+def test_outputs_that_a_fault_left_undecodable_are_no_answer() -> None:
+    """The trial fails in the host code behind the model, as where a later stage of a pipeline does."""
+
+    def strict(outputs: Outputs) -> list[str]:
+        if (outputs.arrays["y"] > 1).any():
+            raise DataError("an output beyond 1")
+        return words_of(outputs)
+
+    for apart in (True, False):
+        golden = golden_of({"y": np.zeros((3, 3), np.float32)}, 3, spelling(strict, apart=apart))
+        with pytest.raises(EngineError, match="an output beyond 1"):
+            outcome(golden, {"y": np.full((3, 3), 2, np.float32)})
 
 
 @dataclass(frozen=True)

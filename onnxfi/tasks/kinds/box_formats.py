@@ -47,6 +47,8 @@ _ROLES = {
 #: Factors of the offsets of SSD, of centres and of sizes.
 _VARIANCES = (0.1, 0.2)
 RAW = ("yolo", "yolov5", "ssd")
+#: Formats whose classes count from 1 unless `first_class` says otherwise.
+FROM_ONE = ("tensorflow", "torchvision")
 #: Kinds of numpy's types that hold no boxes: text, objects and complex numbers.
 _NONE = "OUSTc"
 
@@ -108,13 +110,13 @@ class BoxFormat:
     def boxes(self, outputs: Outputs) -> list[Floats]:
         """Return the boxes of each sample (float64 [K,6] each); DataError where the outputs have another format."""
         arrays = _numbers(outputs.arrays)
-        name = format_of(arrays) if self.name == "auto" else self.name
+        name = self.format(arrays)
         found = FORMATS[name](self, replace(outputs, arrays=arrays))
         if len(found) != len(outputs.samples):
             raise DataError(
                 f"outputs {_listed(arrays)} have boxes of {len(found)} samples, given {len(outputs.samples)}"
             )
-        first = self.first_class if self.first_class is not None else int(name in ("tensorflow", "torchvision"))
+        first = self.first_class if self.first_class is not None else int(name in FROM_ONE)
         scale = np.array([*(self.size or (1, 1)) * 2, 1, 1])
         finished = [self._finished(rows, name in RAW) * scale for rows in found]
         if (ids := self.category_ids) is not None:
@@ -142,10 +144,14 @@ class BoxFormat:
         """The class numbers of the outputs in order, those of a COCO file; None where they follow one another."""
         return np.array(category_ids(Path(self.ids)), np.float64) if self.ids else None
 
+    def format(self, arrays: Mapping[str, Array]) -> str:
+        """Return the name of the format, which may be that which these outputs show."""
+        return format_of(_numbers(arrays)) if self.name == "auto" else self.name
+
     def classes_of(self, arrays: Mapping[str, Array]) -> int | None:
         """Return the number of classes of raw heads; None if shapes do not say it."""
         arrays = _numbers(arrays)
-        name = format_of(arrays) if self.name == "auto" else self.name
+        name = self.format(arrays)
         if self.category_ids is not None:
             return len(self.category_ids)
         if name == "ssd":
@@ -193,7 +199,7 @@ def _read_anchors(path: Path) -> Floats:
 def roles(arrays: Mapping[str, Array]) -> dict[str, str]:
     """Return the output that holds the boxes, scores, classes and their number, by their names, shapes and types.
 
-    >>> sorted(roles({"dets": np.zeros((1, 9, 4)), "p": np.zeros((1, 9)), "y": np.zeros((1, 9), np.int64)}).items())
+    >>> sorted(roles({"dets": np.zeros((1, 4, 4)), "p": np.zeros((1, 4)), "y": np.zeros((1, 4), np.int64)}).items())
     [('boxes', 'dets'), ('classes', 'y'), ('scores', 'p')]
     """
     found: dict[str, str] = {}
@@ -201,11 +207,13 @@ def roles(arrays: Mapping[str, Array]) -> dict[str, str]:
         named = [name for name, array in arrays.items() if name not in found.values() and _named(role, name, array)]
         if len(named) == 1:
             found[role] = named[0]
+    rank = max((array.ndim for array in arrays.values()), default=0)
     padded = any(array.ndim == 3 for array in arrays.values())
     for name, array in arrays.items():
         if name not in found.values():
             whole = array.dtype.kind in "iu"
-            role = "boxes" if array.ndim > 1 and array.shape[-1] == 4 else "classes" if whole else "scores"
+            corners = array.ndim == max(rank, 2) and array.shape[-1] == 4 and "boxes" not in found
+            role = "boxes" if corners else "classes" if whole else "scores"
             found.setdefault("count" if whole and padded and array.size == array.shape[0] else role, name)
     return found
 
@@ -230,6 +238,8 @@ def format_of(arrays: Mapping[str, Array]) -> str:
         (array,) = arrays.values()
         if array.shape[-1:] == (6,) and array.ndim in (2, 3):
             return "rows"
+        if array.ndim == 2 and array.shape[1] == 7:
+            return "end2end"
         if array.ndim == 3 and 4 < array.shape[1] < array.shape[2]:
             return "yolo"
     else:

@@ -36,7 +36,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import one_line
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats, share
 from onnxfi.tasks.kinds.average_precision import ImageMatches, Precision, check_installed, matches
-from onnxfi.tasks.kinds.box_formats import BoxFormat
+from onnxfi.tasks.kinds.box_formats import FROM_ONE, BoxFormat
 from onnxfi.tasks.kinds.boxes import finite, pairs
 from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
 
@@ -267,7 +267,9 @@ def _misfit(
         bad = every[~finite(every)][0].round(3).tolist()
         return f"the golden run has a box of {bad} (x1, y1, x2, y2, score, class), which is nowhere"
     if ((every[:, 5] < 0) | (every[:, 5] != np.floor(every[:, 5]))).any():
-        return f"the golden run has a detection of class {every[:, 5].min():g}; classes count from 0"
+        from_one = how is not None and how.first_class is None and how.format(run[0].arrays) in FROM_ONE
+        helps = "; where the outputs count from 0, first_class=0 says so" if from_one else ""
+        return f"the golden run has a detection of class {every[:, 5].min():g}; classes count from 0{helps}"
     if how is not None and (ids := how.category_ids) is not None and len(every) and every[:, 5].max() >= len(ids):
         number = every[:, 5].max() - len(ids)
         return f"the golden run has a detection of class {number:g}, which is no category of {how.ids!r}"

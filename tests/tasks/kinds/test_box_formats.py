@@ -104,7 +104,7 @@ def test_every_format_gives_the_same_boxes(name: str) -> None:
     assert [len(boxes) for boxes in only_strong] == [1, 0, 1]
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"yolov5", "end2end"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"yolov5"}))
 def test_names_and_shapes_tell_the_format(name: str) -> None:
     arrays = torchvision(0) if name == "torchvision" else WRITTEN[name]()
     assert format_of(arrays) == name
@@ -128,6 +128,16 @@ def test_one_sample_may_come_without_an_axis_of_samples(k: int) -> None:
     assert_boxes(read(BoxFormat("torchvision"), unnamed, 1), BOXES[k : k + 1])
     for array in (BOXES[k], BOXES[k][None]):
         assert_boxes(read(BoxFormat("rows"), {"dets": array.astype(np.float32)}, 1), BOXES[k : k + 1])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_four_boxes_of_a_sample_are_not_taken_for_four_scores(named: bool) -> None:
+    boxes, scores = np.arange(32.0).reshape(2, 4, 4), np.full((2, 4), 0.5)
+    arrays = {"p": scores, "kinds": np.ones((2, 4), np.int64), "boxes" if named else "dets": boxes}
+    found = read(BoxFormat("padded"), arrays, 2)
+    np.testing.assert_array_equal([rows[:, :4] for rows in found], boxes)
+    of_three_classes = {"boxes" if named else "dets": boxes, "p": np.full((2, 4, 4), 0.5)}
+    assert format_of(of_three_classes) == "ssd"
 
 
 def test_anchors_of_ssd_are_moved_and_sized(tmp_path: Path) -> None:
