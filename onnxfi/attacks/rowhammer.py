@@ -140,7 +140,7 @@ def rowhammer(model: ModelLike, templates: str | Path, memory_layout: str | Path
     listed, page_size = _read(str(templates))
     layout = None
     if memory_layout is not None:
-        layout, _ = read_layout(str(memory_layout))
+        layout = read_layout(str(memory_layout))
         if layout.page_bytes != page_size:
             raise FaultError(f"the templates have pages of {page_size:,} bytes, the layout of {layout.page_bytes:,}")
         if any(one.frame is None for one in listed):

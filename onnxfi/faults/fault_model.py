@@ -8,27 +8,31 @@ A fault model says how one fault event changes one stored word or activation. Mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError, InputError, closest
+from onnxfi.errors import FaultError
 from onnxfi.extensions import load_extension_class
+from onnxfi.faults.sampling import Numbers
+from onnxfi.faults.text_form import parse
 from onnxfi.faults.words import Mask, Word, Words
 
 if TYPE_CHECKING:
     from onnxfi.faults.sites import Sites, Target
 
 Bits = NDArray[np.int16]
+#: The faults of composite events: their sites, and one model for all or one for each.
+Spread: TypeAlias = "tuple[Sites, tuple[FaultModel, ...]]"
+#: The numbers of the sites that fail under a `condition`, ascending, and the model of each.
+Failing: TypeAlias = "tuple[Numbers, tuple[FaultModel, ...]]"
 #: Entry point group by which packages offer fault models.
 ENTRY_POINTS = "onnxfi.fault_models"
-#: Maximum number of characters in a whole number; a word has 64 bits.
-_MAX_NUMBER_LENGTH = 80
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,7 @@ class FaultModel:
         """Return True if a target has sites for the event; SelectorError for one that it contradicts."""
         return self.applies_to(target.axes)
 
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return the faults of composite events: their sites, and the model of each.
 
         Parameters
@@ -129,9 +131,7 @@ class FaultModel:
         """Return the expected number of faulty sites under a `condition`, a voltage or temperature."""
         raise NotImplementedError(f"{type(self).__name__} has no cells that fail at {at:g}")
 
-    def failing_sites(
-        self, population: int, at: float, seed: int, stream: int
-    ) -> tuple[NDArray[np.uint64], tuple[FaultModel, ...]]:
+    def failing_sites(self, population: int, at: float, seed: int, stream: int) -> Failing:
         """Return the numbers of the sites that fail under a `condition`, ascending, and the model of each."""
         raise NotImplementedError(f"{type(self).__name__} has no cells that fail at {at:g}")
 
@@ -153,7 +153,7 @@ class FaultModel:
         bit : int
             Position of the lowest faulty bit; -1 for a model whose unit is the word.
         """
-        return None
+        return None if self.element_model is self else self.element_model.mask(word, bit)
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the faulty numbers of `values`: float64, or exact integers for integer words of 64 bits."""
@@ -198,6 +198,19 @@ class FaultModel:
                 after[rows] = (before[rows] & np.uint64(mask.keep)) ^ np.uint64(mask.flip)
         return after
 
+    def require(self, valid: bool, keys: str, allowed: str) -> None:
+        """Raise FaultError for parameters (`low,high`) that are out of range, unless they are `valid`."""
+        if not valid:
+            fields = {f.name: f for f in dataclasses.fields(self)}
+            given = ",".join(f"{key}={_format(fields[key], getattr(self, key))}" for key in keys.split(","))
+            raise FaultError(f"fault {self.name!r}: {given} is out of range; give {allowed}")
+
+    def require_known(self, key: str, known: Iterable[str], allowed: str = "") -> None:
+        """Raise FaultError for a parameter that is none of the known texts."""
+        if getattr(self, key) not in known:
+            given = f"{key}={getattr(self, key)[:40]!r}"
+            raise FaultError(f"fault {self.name!r}: {given} is unknown; give {allowed or ', '.join(known)}")
+
     def __str__(self) -> str:
         """Return the text form, defaults included: a file keeps its meaning if a default changes later."""
         pairs = [f"{f.name}={_format(f, getattr(self, f.name))}" for f in dataclasses.fields(self) if f.init]
@@ -206,33 +219,7 @@ class FaultModel:
 
 def parse_model(text: str, known: Mapping[str, type[FaultModel]]) -> FaultModel:
     """Return the fault model that `NAME[:key=value,…]` describes, among the known ones."""
-    name, colon, rest = text.strip().partition(":")
-    if name not in known:
-        raise FaultError(f"unknown fault {name!r}{closest(name, known)}")
-    fields = {f.name: f for f in dataclasses.fields(known[name]) if f.init}
-    texts = key_values(rest if colon else None, fields, f"fault {name!r}", FaultError)
-    given = {
-        key: _parse_value(value, fields[key].type, f"fault {name!r}: {key}={value!r}") for key, value in texts.items()
-    }
-    return known[name](**given)
-
-
-def key_values(text: str | None, known: Collection[str], what: str, error: type[InputError]) -> dict[str, str]:
-    """Return the parameters `key=value,…` of a text form as texts; `error` for one that is unknown or given twice.
-
-    >>> key_values("k=3, low=1", ("k", "low"), "fault 'burst'", FaultError)
-    {'k': '3', 'low': '1'}
-    """
-    given: dict[str, str] = {}
-    for pair in () if text is None else text.split(","):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or key not in known:
-            takes = f"takes {', '.join(known)} as key=value" if known else "takes no parameters"
-            raise error(f"{what} {takes}; given {pair!r}")
-        if key in given:
-            raise error(f"{what}: {key} is given twice")
-        given[key] = value
-    return given
+    return parse(text, known, "fault", FaultError)
 
 
 def with_installed(models: Iterable[type[FaultModel]]) -> Mapping[str, type[FaultModel]]:
@@ -246,21 +233,6 @@ def with_installed(models: Iterable[type[FaultModel]]) -> Mapping[str, type[Faul
             raise FaultError(f"entry point {point.value!r} has the name {model.name!r}, which is already taken")
         found[model.name] = model
     return MappingProxyType(found)
-
-
-def _parse_value(text: str, kind: Any, where: str) -> Any:
-    whole = kind in ("int", int)
-    if whole and len(text) >= _MAX_NUMBER_LENGTH:
-        raise FaultError(f"{where[:80]}… is too long for the number of a word; give fewer digits")
-    try:
-        if whole:
-            return int(text, 0)
-        if kind in ("float", float):
-            # Whole numbers stay exact integers, so that 64-bit words can be set to any value; 0 does not: -0 is one.
-            return (text.lstrip("+-").isdecimal() and len(text) < 25 and int(text)) or float(text)
-    except ValueError:
-        raise FaultError(f"{where} is not a {'whole ' if whole else ''}number") from None
-    return text
 
 
 def _format(field: dataclasses.Field[Any], value: Any) -> str:

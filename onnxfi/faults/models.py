@@ -55,7 +55,7 @@ class Burst(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _require(self.k >= 1, "burst", "k", self.k, "a whole number from 1")
+        self.require(self.k >= 1, "k", "a whole number from 1")
 
     def width(self) -> int:
         """Return `k`."""
@@ -80,7 +80,7 @@ class FlipMask(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _require(0 <= self.word < 1 << 64, self.name, "word", hex(self.word), "a word from 0x0 on")
+        self.require(0 <= self.word < 1 << 64, "word", "a word from 0x0 on")
 
     def mask(self, word: Word, bit: int) -> Mask:
         """Return the mask that flips the bits; FaultError if the format is narrower."""
@@ -141,7 +141,7 @@ class SetWord(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _require(0 <= self.word < 1 << 64, "set-word", "word", hex(self.word), "a word from 0x0 on")
+        self.require(0 <= self.word < 1 << 64, "word", "a word from 0x0 on")
 
     def mask(self, word: Word, bit: int) -> Mask:
         """Return the mask that replaces the word; FaultError if the format is narrower."""
@@ -250,7 +250,7 @@ class Scale(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _require(not math.isnan(self.factor), "scale", "factor", self.factor, "a number; set:value=nan sets NaN")
+        self.require(not math.isnan(self.factor), "factor", "a number; set:value=nan sets NaN")
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the products."""
@@ -274,9 +274,9 @@ class RandomScale(FaultModel):
     def __post_init__(self) -> None:
         """Check the range."""
         for key, number in (("low", self.low), ("high", self.high)):
-            _require(math.isfinite(number), self.name, key, number, "a finite number")
-        _require(self.low <= self.high, self.name, "low", self.low, f"a number up to high={self.high}")
-        _require(math.isfinite(float(self.high) - float(self.low)), self.name, "low", self.low, "a narrower range")
+            self.require(math.isfinite(number), key, "a finite number")
+        self.require(self.low <= self.high, "low", f"a number up to high={self.high}")
+        self.require(math.isfinite(float(self.high) - float(self.low)), "low", "a narrower range")
 
     def draw_parameters(self, raw: int, word: Word) -> Scale:
         """Return the multiplication by one factor of the range."""
@@ -297,7 +297,7 @@ class Add(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _require(not math.isnan(self.value), "add", "value", self.value, "a number; set:value=nan sets NaN")
+        self.require(not math.isnan(self.value), "value", "a number; set:value=nan sets NaN")
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the sums."""
@@ -318,7 +318,7 @@ class Noise(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _require(0 <= self.sigma < math.inf, "noise", "sigma", self.sigma, "a finite number from 0 on")
+        self.require(0 <= self.sigma < math.inf, "sigma", "a finite number from 0 on")
 
     def draw_parameters(self, raw: int, word: Word) -> Add:
         """Return the addition of one normal number."""
@@ -339,8 +339,3 @@ def _exact_integers(values: NDArray[Any]) -> NDArray[Any]:
 def _exact_parameter(number: float, values: NDArray[Any]) -> float | Fraction:
     """Return a parameter for exact arithmetic with 64-bit integers: as a fraction, where it is finite."""
     return Fraction(number) if values.dtype.kind in "iu" and math.isfinite(number) else number
-
-
-def _require(valid: bool, fault: str, key: str, given: object, allowed: str) -> None:
-    if not valid:
-        raise FaultError(f"fault {fault!r}: {key}={given} is out of range; give {allowed}")

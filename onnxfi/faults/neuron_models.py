@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import RandomScale, Set
 from onnxfi.faults.words import Mask, Word
@@ -54,10 +53,8 @@ class Saturated(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        if not 0 <= self.percentile <= 100:
-            raise FaultError(f"fault 'saturated': percentile={self.percentile} is out of range; give 0 to 100")
-        if self.side not in ("positive", "negative"):
-            raise FaultError(f"fault 'saturated': side={self.side!r} is unknown; give positive or negative")
+        self.require(0 <= self.percentile <= 100, "percentile", "0 to 100")
+        self.require_known("side", ("positive", "negative"), "positive or negative")
 
     def for_tensor(self, values: NDArray[Any]) -> Set:
         """Return the replacement by the percentile of these numbers."""
@@ -99,13 +96,9 @@ class FlipQuantised(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        for key, valid, allowed in (
-            ("bits", 2 <= self.bits <= 16, "2 to 16"),
-            ("bit", -1 <= self.bit < self.bits, f"0 to {self.bits - 1}"),
-            ("scale", 0 <= self.scale < np.inf, "a finite number above 0"),
-        ):
-            if not valid:
-                raise FaultError(f"fault 'flip-quantised': {key}={getattr(self, key)} is out of range; give {allowed}")
+        self.require(2 <= self.bits <= 16, "bits", "2 to 16")
+        self.require(-1 <= self.bit < self.bits, "bit", f"0 to {self.bits - 1}")
+        self.require(0 <= self.scale < np.inf, "scale", "a finite number above 0")
         object.__setattr__(self, "is_random", self.bit < 0)
 
     def draw_parameters(self, raw: int, word: Word) -> FaultModel:
@@ -144,8 +137,7 @@ class TimeConstant(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        if not 0 < self.factor < np.inf:
-            raise FaultError(f"fault 'time-constant': factor={self.factor} is out of range; give a number above 0")
+        self.require(0 < self.factor < np.inf, "factor", "a number above 0")
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the decays with the changed time constant."""
@@ -172,10 +164,7 @@ class RandomTimeConstant(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 0 < self.low <= self.high < np.inf:
-            raise FaultError(
-                f"fault {self.name!r}: low={self.low},high={self.high} is out of range; give numbers above 0, low first"
-            )
+        self.require(0 < self.low <= self.high < np.inf, "low,high", "numbers above 0, low first")
 
     def draw_parameters(self, raw: int, word: Word) -> TimeConstant:
         """Return the time constant with one factor of the range."""

@@ -9,10 +9,10 @@ from functools import cache
 from onnxfi.faults.fault_model import FaultModel, parse_model, with_installed
 from onnxfi.faults.models import BUILT_IN
 from onnxfi.faults.neuron_models import NEURON_MODELS
-from onnxfi.faults.patterns import Pattern
 
 #: Fault models of `faults/hardware/` by module: loaded as those of other packages are, when models are asked for.
 _HARDWARE = {
+    "patterns": ("Pattern",),
     "cells": ("CellCluster", "AsymmetricFlip"),
     "sensors": ("StuckPixel", "StuckLine", "SaltPepper", "PixelFlip"),
     "distribution": ("Distribution",),
@@ -42,7 +42,7 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     >>> sorted(fault_models())[:3]
     ['add', 'array', 'asymmetric-flip']
     """
-    return with_installed((*BUILT_IN, *NEURON_MODELS, Pattern, *_of_hardware()))
+    return with_installed((*BUILT_IN, *NEURON_MODELS, *_of_hardware()))
 
 
 def _of_hardware() -> Iterator[type[FaultModel]]:

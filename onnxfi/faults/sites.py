@@ -273,6 +273,17 @@ class Sites:
     def __len__(self) -> int:
         return len(self.index)
 
+    @staticmethod
+    def of(sites: Sequence[Site], targets: Sequence[int], *, timed: bool) -> Sites:
+        """Return sites, each with the number of its target, in columns; `timed` with their samples and steps."""
+        times = [fault_time(site.sample, site.step, onwards=site.onwards) for site in sites]
+        return Sites(
+            np.array(targets, np.int64),
+            np.array([site.index for site in sites], np.int64),
+            np.array([-1 if site.bit is None else site.bit for site in sites], np.int16),
+            np.array(times, np.int64) if timed else None,
+        )
+
     def pick(self, rows: Any) -> Sites:
         """Return the sites of these rows (numbers, a mask or a slice), in that order."""
         times = None if self.times is None else self.times[rows]

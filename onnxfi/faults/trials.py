@@ -21,7 +21,7 @@ from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.registry import parse_fault
-from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, fault_time, parse_site
+from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, parse_site
 from onnxfi.faults.words import Word, Words
 from onnxfi.numbers import number, whole_number
 
@@ -407,14 +407,8 @@ def faults_at_named_sites(
         if site in seen:
             raise SelectorError(f"site {str(site)!r} is named twice")
         seen.add(site)
-    columns = Sites(
-        np.array([ordinal[s.target] for s in sites], np.int64),
-        np.array([s.index for s in sites], np.int64),
-        np.array([-1 if s.bit is None else s.bit for s in sites], np.int16),
-        np.array([fault_time(s.sample, s.step, onwards=s.onwards) for s in sites], np.int64)
-        if any(targets[ordinal[s.target]].is_activation for s in sites)
-        else None,
-    )
+    timed = any(targets[ordinal[site.target]].is_activation for site in sites)
+    columns = Sites.of(sites, [ordinal[site.target] for site in sites], timed=timed)
     return faults_at_sites(tuple(targets), columns, model, seed, 1)
 
 
@@ -424,13 +418,7 @@ def faults_of_event(text: str, space: FaultSpace, model: FaultModel, seed: int, 
     if site not in space:
         raise SelectorError(f"site {text[:80]!r} is not one of the list's")
     ordinal = next(k for k, target in enumerate(space.targets) if target.id == site.target)
-    times = [fault_time(site.sample, site.step, onwards=site.onwards)]
-    sites = Sites(
-        np.array([ordinal], np.int64),
-        np.array([site.index], np.int64),
-        np.array([-1 if site.bit is None else site.bit], np.int16),
-        np.array(times, np.int64) if any(t.is_activation for t in space.targets) else None,
-    )
+    sites = Sites.of([site], [ordinal], timed=any(t.is_activation for t in space.targets))
     return faults_at_sites(space.targets, sites, model, seed, trial)
 
 

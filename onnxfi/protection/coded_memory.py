@@ -17,8 +17,7 @@ from onnxfi.faults.trials import Faults, concatenate
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.write.byte_edits import plain_edits
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, look_up_words
-from onnxfi.protection.code_assignment import CodeAssignment
-from onnxfi.protection.memory_codes import MemoryCode
+from onnxfi.protection.memory_codes import CodeAssignment, MemoryCode
 
 #: Keeps the chance of check bits and of scrub intervals apart from that of faults in words.
 _CHECK_PART, _INTERVALS = 2, 7

@@ -8,19 +8,23 @@ numbered from 0: its data bits in memory order, then its check bits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 from types import MappingProxyType
 from typing import ClassVar, Literal
+from urllib.parse import quote, unquote
 
 from onnxfi.errors import InputError
-from onnxfi.faults.space import Target
+from onnxfi.faults.space import Selector, Target
+from onnxfi.faults.text_form import parse, text_of
 from onnxfi.faults.words import Word
-from onnxfi.protection.hsiao import check_bits, places, syndrome_of
-from onnxfi.protection.parameters import parse, text_of
 
 Status = Literal["clean", "corrected", "detected", "missed"]
 _ON_DETECTION = ("due", "keep", "zero")
+#: Characters of a pattern that need no escape in an assignment.
+_UNESCAPED = "/._-:*?=[]!()|+^$ "
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,13 @@ class MemoryCode(ABC):
     def check(self, target: Target) -> None:  # noqa: B027 (most codes take all words)
         """Raise InputError if the code cannot cover the words of a target."""
 
-    @abstractmethod
     def words_a_block(self, word: Word) -> int:
-        """Return how many words of this format a block holds."""
+        """Return how many words of this format a block holds: one, unless a code joins several."""
+        return 1
 
-    @abstractmethod
     def check_bits(self, word: Word) -> int:
-        """Return how many bits a block has beside its words."""
+        """Return how many bits a block has beside its words: none, unless a code needs them."""
+        return 0
 
     def cleared(self, word: Word) -> int:
         """Return the bits of a word that the code takes for itself, and that read 0."""
@@ -127,6 +131,56 @@ class Parity(_BlockCode):
         return data ^ (errors & ((1 << self.bits) - 1)), "missed" if errors else "clean"
 
 
+@cache
+def hsiao_columns(bits: int) -> tuple[int, ...]:
+    """Return the columns of the parity check matrix of Hsiao's code: those of the data bits, then of the check bits.
+
+    All columns differ and have an odd number of ones, so that the sum of two is neither a column nor 0.
+
+    References
+    ----------
+    .. [1] M. Y. Hsiao, A class of optimal minimum odd-weight-column SEC-DED codes, IBM J. Res. Dev. 14, 1970.
+
+    Examples
+    --------
+    >>> found = hsiao_columns(64)
+    >>> len(found), len(set(found)), {column.bit_count() % 2 for column in found}
+    (72, 72, {1})
+    """
+    checks = hsiao_check_bits(bits)
+    odd = (ones for weight in range(3, checks + 1, 2) for ones in combinations(range(checks), weight))
+    data = [sum(1 << one for one in ones) for ones, _ in zip(odd, range(bits), strict=False)]
+    return (*data, *(1 << k for k in range(checks)))
+
+
+def hsiao_check_bits(bits: int) -> int:
+    """Return the least number of check bits with which a Hsiao code covers so many data bits."""
+    checks = 1
+    while 2 ** (checks - 1) - checks < bits:
+        checks += 1
+    return checks
+
+
+@cache
+def hsiao_places(bits: int) -> Mapping[int, int]:
+    """Return the place of each column in the block."""
+    return MappingProxyType({column: place for place, column in enumerate(hsiao_columns(bits))})
+
+
+def syndrome_of(bits: int, block: int) -> int:
+    """Return the syndrome of a block of data bits and check bits: 0 for a word of the code.
+
+    >>> check = syndrome_of(64, 0xDEADBEEF)
+    >>> syndrome_of(64, 0xDEADBEEF | check << 64)
+    0
+    """
+    found = 0
+    for place, column in enumerate(hsiao_columns(bits)):
+        if block >> place & 1:
+            found ^= column
+    return found
+
+
 class SecDed(_BlockCode):
     """Hsiao's code: one error of a block is corrected, two are detected; 8 check bits for 64, as (72,64).
 
@@ -137,7 +191,7 @@ class SecDed(_BlockCode):
 
     def check_bits(self, word: Word) -> int:
         """Return the number of check bits."""
-        return check_bits(self.bits)
+        return hsiao_check_bits(self.bits)
 
     def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
         """Correct the bit whose column is the syndrome; an even syndrome is a double error."""
@@ -145,7 +199,7 @@ class SecDed(_BlockCode):
         seen = data ^ (errors & ((1 << self.bits) - 1))
         if not syndrome:
             return seen, "missed" if errors else "clean"
-        place = places(self.bits).get(syndrome)
+        place = hsiao_places(self.bits).get(syndrome)
         if place is None:
             return self._uncorrected(data, errors)
         seen ^= 1 << place if place < self.bits else 0
@@ -173,10 +227,6 @@ class Tmr(MemoryCode):
                 f"memory code {self} keeps more bits thrice than the words of {target.id!r} ({target.dtype}) have; "
                 f"give top={target.word.bits} at most"
             )
-
-    def words_a_block(self, word: Word) -> int:
-        """Return 1."""
-        return 1
 
     def _copied(self, word: Word) -> int:
         return self.top or word.storage
@@ -212,14 +262,6 @@ class Mset(MemoryCode):
                 f"memory code mset keeps copies of an exponent bit in 2 of at least 4 mantissa bits; {target.id!r} is "
                 f"{target.dtype}: leave it out with --exclude, or take secded"
             )
-
-    def words_a_block(self, word: Word) -> int:
-        """Return 1."""
-        return 1
-
-    def check_bits(self, word: Word) -> int:
-        """Return 0: the word holds them."""
-        return 0
 
     def cleared(self, word: Word) -> int:
         """Return the two lowest bits."""
@@ -260,14 +302,6 @@ class Cep(MemoryCode):
     def _chunks(self, word: Word) -> int:
         return word.bits // (self.chunk + 1)
 
-    def words_a_block(self, word: Word) -> int:
-        """Return 1."""
-        return 1
-
-    def check_bits(self, word: Word) -> int:
-        """Return 0: the word holds them."""
-        return 0
-
     def cleared(self, word: Word) -> int:
         """Return the lowest bits, one for each chunk."""
         return (1 << self._chunks(word)) - 1
@@ -307,3 +341,76 @@ def parse_memory_code(text: str) -> MemoryCode:
     'secded:bits=32'
     """
     return parse(text, memory_codes(), "memory code")
+
+
+@dataclass(frozen=True)
+class CodeAssignment:
+    """Codes, each over the targets that one of its patterns matches; the first that matches is taken.
+
+    `str` gives its text form: `CODE`, or `CODE@PATTERN,…;CODE@PATTERN,…`. A target that no pattern matches has no code.
+
+    Examples
+    --------
+    >>> found = parse_code_assignment("secded:bits=32@conv1,conv2;mset@=fc1.weight")
+    >>> [str(code) for code, _ in found.parts], found.parts[1][1]
+    (['secded:bits=32', 'mset'], ('=fc1.weight',))
+    """
+
+    parts: tuple[tuple[MemoryCode, tuple[str, ...]], ...]
+
+    def code_of(self, target: Target) -> MemoryCode | None:
+        """Return the code over the words of a target; None if there is none."""
+        for code, patterns in self.parts:
+            if not patterns or Selector(include=patterns).selects(target):
+                return code
+        return None
+
+    def check_used(self, targets: Iterable[Target]) -> None:
+        """Raise InputError for a pattern that matches none of the targets."""
+        known = tuple(targets)
+        for code, patterns in self.parts:
+            for pattern in patterns:
+                if not any(Selector(include=(pattern,)).selects(target) for target in known):
+                    raise InputError(
+                        f"memory code {code}: {pattern!r} matches no weight that faults are drawn in; leave it out"
+                    )
+
+    @property
+    def leaves_single_faults(self) -> bool:
+        """True if one flipped bit may be read as it is, or otherwise wrong: in words or bits without a code."""
+        return all(patterns for _, patterns in self.parts) or any(
+            isinstance(code, Mset | Cep) or (isinstance(code, Tmr) and code.top) for code, _ in self.parts
+        )
+
+    def __str__(self) -> str:
+        """Return the text form."""
+        return ";".join(
+            str(code) + ("@" + ",".join(quote(one, safe=_UNESCAPED) for one in patterns) if patterns else "")
+            for code, patterns in self.parts
+        )
+
+
+def parse_code_assignment(text: str) -> CodeAssignment:
+    """Return the assignment that `CODE` or `CODE@PATTERN,…;…` describes.
+
+    Other characters of names than letters, digits and punctuation without a meaning here are written as in a URL:
+    `%2C` is a comma.
+
+    Raises
+    ------
+    InputError
+        For an unknown code, or an empty pattern.
+
+    Examples
+    --------
+    >>> str(parse_code_assignment("tmr:top=2@conv*"))
+    'tmr:top=2@conv*'
+    """
+    parts = []
+    for one in text.split(";"):
+        code, at, rest = one.strip().partition("@")
+        patterns = tuple(unquote(pattern.strip()) for pattern in rest.split(",")) if at else ()
+        if at and not all(patterns):
+            raise InputError(f"memory code {one[:60]!r} has an empty pattern behind @; write CODE@PATTERN,PATTERN")
+        parts.append((parse_memory_code(code), patterns))
+    return CodeAssignment(tuple(parts))

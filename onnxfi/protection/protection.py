@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
+from onnxfi.faults.text_form import text_of
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.range_restriction import Restricted
-from onnxfi.protection.parameters import text_of
 
 if TYPE_CHECKING:
     from onnxfi.runtime.data.sources import Data

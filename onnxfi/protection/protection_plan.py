@@ -11,8 +11,7 @@ from typing import Any
 
 from onnxfi.errors import InputError, SpecError, closest
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
-from onnxfi.protection.code_assignment import CodeAssignment, parse_code_assignment
-from onnxfi.protection.memory_codes import parse_memory_code
+from onnxfi.protection.memory_codes import CodeAssignment, parse_code_assignment, parse_memory_code
 from onnxfi.protection.protections import parse_protection
 from onnxfi.runtime.data.yaml_file import load_yaml
 

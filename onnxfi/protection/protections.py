@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from onnxfi.errors import InputError
+from onnxfi.faults.text_form import parse
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
 from onnxfi.graph.protection.detection import COMPUTING, Layer, RepeatLayers, find_layers
@@ -19,7 +20,6 @@ from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricte
 from onnxfi.graph.protection.reach import check_names, left_outside
 from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights, left_unclipped
 from onnxfi.protection.calibration import calibrate, with_followers
-from onnxfi.protection.parameters import parse
 from onnxfi.protection.protection import Protection, Setting
 from onnxfi.protection.tuning import Tuning, tuned
 

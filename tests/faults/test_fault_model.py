@@ -96,6 +96,7 @@ def test_numpy_numbers_are_written_plainly() -> None:
         ("random-scale:low=-1e308,high=1e308", r"give a narrower range"),
         ("add:value=nan", r"fault 'add': value=nan is out of range"),
         ("noise:sigma=-1", r"fault 'noise': sigma=-1 is out of range; give a finite number from 0 on"),
+        ("noise:sigma=1e-400", r"fault 'noise': sigma: '1e-400' is so small that it would be taken as 0"),
         ("noise:sigma=nan", r"sigma=nan is out of range"),
         ("noise:sigma=inf", r"sigma=inf is out of range"),
     ],

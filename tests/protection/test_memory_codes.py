@@ -14,13 +14,25 @@ from hypothesis import strategies as st
 from pass_contract import external
 
 from onnxfi import load, parse_fault
+from onnxfi.campaign.report.report import report
+from onnxfi.campaign.run.runner import run
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError, ModelError
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Sampler, draw_faults
 from onnxfi.faults.words import WORDS
 from onnxfi.protection.coded_memory import CodedMemory, with_check_bits
-from onnxfi.protection.hsiao import columns, syndrome_of
-from onnxfi.protection.memory_codes import MemoryCode, memory_codes, parse_memory_code
+from onnxfi.protection.memory_codes import (
+    CodeAssignment,
+    MemoryCode,
+    hsiao_check_bits,
+    hsiao_columns,
+    hsiao_places,
+    memory_codes,
+    parse_code_assignment,
+    parse_memory_code,
+    syndrome_of,
+)
 
 ROOT = Path(__file__).parents[2]
 FLOAT = WORDS["float32"]
@@ -33,7 +45,7 @@ def encode(bits: int, data: int) -> int:
 
 @given(st.sampled_from([8, 16, 32, 64]), st.data())
 def test_secded_corrects_one_flip_and_detects_two(bits: int, data: st.DataObject) -> None:
-    code, held = parse_memory_code(f"secded:bits={bits}"), len(columns(bits))
+    code, held = parse_memory_code(f"secded:bits={bits}"), len(hsiao_columns(bits))
     word = WORDS["uint8"]
     stored = data.draw(st.integers(0, 2**bits - 1))
     assert syndrome_of(bits, encode(bits, stored)) == 0
@@ -48,7 +60,9 @@ def test_secded_72_64_on_every_single_and_every_double_flip() -> None:
     block = encode(64, stored)
     for one in range(72):
         assert code.decode(FLOAT, stored, 1 << one) == (stored, "corrected")
-        assert columns(64)[one] == syndrome_of(64, block ^ 1 << one), "the syndrome is the column of the flipped bit"
+        assert hsiao_columns(64)[one] == syndrome_of(64, block ^ 1 << one), (
+            "the syndrome is the column of the flipped bit"
+        )
     statuses = {code.decode(FLOAT, stored, 1 << a | 1 << b)[1] for a, b in combinations(range(72), 2)}
     assert statuses == {"detected"}
 
@@ -171,3 +185,79 @@ def test_words_that_two_tensors_share_in_external_data_take_no_check_bits(tmp_pa
     onnx.save(proto, tmp_path / "tied.onnx")
     with pytest.raises(ModelError, match=r"tensors share their external data; take secded"):
         with_check_bits(load(tmp_path / "tied.onnx"), parse_memory_code("mset"))
+
+
+@pytest.mark.parametrize(("bits", "checks"), [(8, 5), (16, 6), (32, 7), (64, 8)])
+def test_hsiao_columns_make_a_code_of_distance_four(bits: int, checks: int) -> None:
+    found = hsiao_columns(bits)
+    assert len(found) == bits + checks and len(set(found)) == len(found)
+    assert all(column.bit_count() % 2 for column in found), "the sum of two columns is even, so it is none of them"
+    assert hsiao_check_bits(bits) == checks and [hsiao_places(bits)[column] for column in found] == [
+        *range(bits + checks)
+    ]
+
+
+def test_the_syndrome_is_the_sum_of_the_columns_of_flipped_bits() -> None:
+    found = hsiao_columns(32)
+    assert syndrome_of(32, 1 << 5 | 1 << 17 | 1 << 38) == found[5] ^ found[17] ^ found[38] and syndrome_of(32, 0) == 0
+
+
+CNN, TEST = str(ROOT / "models/fashion_cnn.onnx"), str(ROOT / "models/fashion_test.npz")
+
+names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).map(lambda name: "=" + name)
+
+
+@given(st.lists(st.lists(names, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3))
+def test_any_name_survives_the_text_form(patterns: list[tuple[str, ...]]) -> None:
+    made = CodeAssignment(tuple((parse_memory_code("tmr:top=2"), one) for one in patterns))
+    assert parse_code_assignment(str(made)) == made
+
+
+def test_the_first_pattern_that_matches_decides() -> None:
+    found = parse_code_assignment("secded@fc1;tmr@fc*")
+    covered = [found.code_of(Target(name, WORDS["float32"], (4,))) for name in ("fc1.weight", "fc2.weight", "conv1")]
+    assert [code and str(code) for code in covered] == ["secded", "tmr", None]
+
+
+def test_what_is_no_assignment() -> None:
+    for text, message in (("secded@", "empty pattern"), ("secded@a;", "unknown memory code ''"), ("a@b", "unknown")):
+        with pytest.raises(InputError, match=message):
+            parse_code_assignment(text)
+
+
+def test_a_copy_of_the_top_bits_protects_these_alone() -> None:
+    code, word = parse_memory_code("tmr:top=2"), WORDS["float32"]
+    assert code.check_bits(word) == 4 and code.overhead_bits(Target("w", word, (10,))) == 40
+    for bit in range(36):
+        seen, status = code.decode(word, 0x3F800000, 1 << bit)
+        left = 1 << bit if bit < 30 else 0
+        assert seen == 0x3F800000 ^ left and status == ("missed" if left else "corrected"), bit
+    both = 1 << 31 | 1 << 33  # the sign, and one copy of it
+    assert code.decode(word, 0, both)[0] == 1 << 31
+    with pytest.raises(InputError, match="give top=8 at most"):
+        parse_memory_code("tmr:top=9").check(Target("w", WORDS["int8"], (4,)))
+
+
+def test_single_faults_outside_the_code_stay_and_inside_are_gone(tmp_path: Path) -> None:
+    how = {
+        "samples": 20,
+        "single": True,
+        "trials": 40,
+        "bits": "30",
+        "seed": 5,
+        "include": ("fc1.weight", "fc2.weight"),
+    }
+    found = {}
+    for code in (None, "secded@fc1.weight", "tmr:top=2"):
+        store = tmp_path / f"{len(found)}.db"
+        list(run(Campaign(CNN, TEST, memory_code=code, **how), store))
+        found[code] = {fold.key: fold for fold in report(store).by_layer}
+    bare, parts, top = found.values()
+    assert bare["fc1"].outcomes["sdc"] > 0 and bare["fc1"].trials == parts["fc1"].trials
+    assert parts["fc1"].outcomes["masked"] == parts["fc1"].trials and top["fc1"].outcomes == parts["fc1"].outcomes
+    assert parts.get("fc2", bare.get("fc2")) == bare.get("fc2")
+
+
+def test_patterns_that_match_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'nowhere' matches no weight"):
+        list(run(Campaign(CNN, TEST, samples=5, ber=1e-6, repeat=1, memory_code="tmr@nowhere"), tmp_path / "s.db"))

@@ -12,9 +12,8 @@ from onnxfi.analysis.planner.options import ALARMS, ProtectionOption
 from onnxfi.analysis.planner.recorded_trials import RecordedTrial, RecordedTrials
 from onnxfi.errors import InputError
 from onnxfi.graph.write.faulty_copy import look_up_words
-from onnxfi.protection.code_assignment import CodeAssignment
 from onnxfi.protection.coded_memory import CodedMemory
-from onnxfi.protection.memory_codes import parse_memory_code
+from onnxfi.protection.memory_codes import CodeAssignment, parse_memory_code
 from onnxfi.protection.protect import protect
 from onnxfi.protection.protection_plan import GraphEntry, ProtectionPlan
 from onnxfi.runtime.data.sources import Data

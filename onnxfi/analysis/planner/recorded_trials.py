@@ -26,8 +26,8 @@ from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.scratch_folder import scratch_folder
-from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.protection.coded_memory import with_check_bits
+from onnxfi.protection.memory_codes import parse_code_assignment
 from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
 from onnxfi.tasks.task import Metric
 

@@ -25,7 +25,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.write.faulty_copy import look_up_words
 from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
-from onnxfi.tasks.class_pairs import ClassPair
+from onnxfi.tasks.answers import ClassPair
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge_pair
 
 #: Golden activations of proofs may take this part of the kept bytes; what is made of them is some six times so large.

@@ -6,8 +6,8 @@ from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SpecError
 from onnxfi.faults.faultlist import Header
-from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.protection.coded_memory import CodedMemory
+from onnxfi.protection.memory_codes import parse_code_assignment
 
 #: Counts of blocks with errors among the metrics of a trial, as `blocks_corrected`.
 BLOCK_STATUSES = ("corrected", "detected", "missed")

@@ -16,8 +16,8 @@ from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.scored_outputs import score_outputs, spike_count_output, with_map_scores, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
-from onnxfi.protection.code_assignment import parse_code_assignment
 from onnxfi.protection.coded_memory import with_check_bits
+from onnxfi.protection.memory_codes import parse_code_assignment
 from onnxfi.runtime.engine.process_memory import give_back
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.inject.neurons import with_exposed_neurons

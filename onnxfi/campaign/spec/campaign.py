@@ -42,7 +42,7 @@ from onnxfi.errors import SpecError, closest
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.trials import check_condition
-from onnxfi.protection.code_assignment import parse_code_assignment
+from onnxfi.protection.memory_codes import parse_code_assignment
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.registry import driven, known_metric, metric_names, task_identity
 

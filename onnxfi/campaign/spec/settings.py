@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from onnxfi.campaign.spec.designs import MOST, PLACE
 from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, check_word, named, within
 from onnxfi.errors import SpecError, closest
-from onnxfi.protection.code_assignment import parse_code_assignment
+from onnxfi.protection.memory_codes import parse_code_assignment
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
 from onnxfi.tasks.kinds.classification import KINDS

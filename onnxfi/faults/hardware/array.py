@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_model import FaultModel, Spread
 from onnxfi.faults.models import BIT_EFFECTS
+from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.sites import LAST_STEP, Sites, Target
-from onnxfi.faults.words import Mask, Word
 
 DATAFLOWS = ("ws", "os", "is")
 DURATIONS = ("permanent", "tile", "cycle")
@@ -86,15 +86,10 @@ class Array(FaultModel):
     def __post_init__(self) -> None:
         """Check the description."""
         for key in ("rows", "cols"):
-            if not 1 <= getattr(self, key) <= _MOST_ELEMENTS:
-                raise FaultError(
-                    f"fault 'array': {key}={getattr(self, key)} is out of range; give 1 to {_MOST_ELEMENTS:,}"
-                )
-        for key, known in (("dataflow", DATAFLOWS), ("lasts", DURATIONS), ("effect", tuple(BIT_EFFECTS))):
-            if getattr(self, key) not in known:
-                raise FaultError(
-                    f"fault 'array': {key}={getattr(self, key)[:40]!r} is unknown; give {', '.join(known)}"
-                )
+            self.require(1 <= getattr(self, key) <= _MOST_ELEMENTS, key, f"1 to {_MOST_ELEMENTS:,}")
+        self.require_known("dataflow", DATAFLOWS)
+        self.require_known("lasts", DURATIONS)
+        self.require_known("effect", BIT_EFFECTS)
         object.__setattr__(self, "spans_targets", self.lasts == "permanent")
         object.__setattr__(self, "self_inverse", self.effect == "flip")
         if self.pe:
@@ -111,10 +106,6 @@ class Array(FaultModel):
     def element_model(self) -> FaultModel:
         """Effect on one output."""
         return BIT_EFFECTS[self.effect]
-
-    def mask(self, word: Word, bit: int) -> Mask | None:
-        """Return the mask of one output."""
-        return self.element_model.mask(word, bit)
 
     def fits(self, target: Target) -> bool:
         """Return True for outputs of Conv, Gemm and MatMul."""
@@ -134,9 +125,7 @@ class Array(FaultModel):
             here &= outputs.n == outputs.n[index]
         return np.asarray(here if self.dataflow == "ws" else here & (outputs.m == outputs.m[index]))
 
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return a fault in each output that the PE of the site computes."""
         laid = {k: ProductElements.of(t.axes, *t.gemm) for k, t in enumerate(targets) if t.gemm and t.axes and t.size}
         parts: list[tuple[int, int, Index, int]] = []

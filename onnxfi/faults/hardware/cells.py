@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_model import FaultModel, Spread
 from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
-from onnxfi.faults.sampling import uniform
+from onnxfi.faults.sampling import Numbers, uniform
 from onnxfi.faults.sites import Sites, Target
-from onnxfi.faults.words import Mask, Word
+from onnxfi.faults.words import Word
 
 _MOST_CELLS = 64
 _FLIP, _UP, _DOWN = Flip(), StuckAt1(), StuckAt0()
@@ -87,10 +86,8 @@ class CellCluster(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if min(self.rows, self.cols) < 1 or self.rows * self.cols > _MOST_CELLS:
-            raise FaultError(
-                f"fault 'cluster': rows={self.rows},cols={self.cols} is out of range; give 1 to {_MOST_CELLS} cells"
-            )
+        fits = min(self.rows, self.cols) >= 1 and self.rows * self.cols <= _MOST_CELLS
+        self.require(fits, "rows,cols", f"1 to {_MOST_CELLS} cells")
         CellArray(self.line, self.interleave)
 
     @property
@@ -98,13 +95,7 @@ class CellCluster(FaultModel):
         """Effect on one cell."""
         return Flip()
 
-    def mask(self, word: Word, bit: int) -> Mask:
-        """Return the mask of one cell."""
-        return Flip().mask(word, bit)
-
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return a flip in each cell."""
         array = CellArray(self.line, self.interleave)
         offsets = [(down, right) for down in range(self.rows) for right in range(self.cols)]
@@ -137,11 +128,8 @@ class AsymmetricFlip(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        if not (0 <= self.up <= 1 and 0 <= self.down <= 1 and max(self.up, self.down) == 1):
-            raise FaultError(
-                f"fault 'asymmetric-flip': up={self.up},down={self.down} is out of range; give 1 for the likelier "
-                f"direction and its share, from 0 to 1, for the other"
-            )
+        shares = min(self.up, self.down) >= 0 and max(self.up, self.down) == 1
+        self.require(shares, "up,down", "1 for the likelier direction and its share, from 0 to 1, for the other")
 
     def draw_parameters(self, raw: int, word: Word) -> FaultModel:
         """Return a flip where the rarer direction fails too, else the stuck-at fault of the likelier one."""

@@ -7,9 +7,11 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from onnxfi.errors import FaultError, closest
+from onnxfi.errors import FaultError, InputError, closest
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.numbers import number
 
 _MAX_BYTES = 1 << 20
 
@@ -21,6 +23,7 @@ class Description:
     what: str
     document: str
     keys: tuple[str, ...]
+    example: str = ""
     version: int = 1
     max_bytes: int = _MAX_BYTES
 
@@ -40,7 +43,9 @@ class Description:
     def parse(self, text: bytes, file: str) -> dict[str, Any]:
         """Return the object that a content holds; FaultError for other keys or another version."""
         try:
-            row = json.loads(text, parse_constant=_refuse)
+            row = json.loads(text, parse_constant=_refuse, parse_float=number)
+        except InputError as error:
+            raise FaultError(f"{self.what} {file!r}: {error}") from None
         except (ValueError, RecursionError):
             raise FaultError(f"{self.what} {file!r} is not JSON; {self.document} describes the file") from None
         if not isinstance(row, dict):
@@ -54,17 +59,27 @@ class Description:
         return row
 
 
-def digest(text: bytes) -> str:
-    """Return the SHA-256 of a content."""
-    return hashlib.sha256(text).hexdigest()
+@dataclass(frozen=True)
+class DescribedFault(FaultModel):
+    """Fault model that a file describes; a file whose digest is not `sha256`, where that is given, is refused."""
 
+    file: str = ""
+    sha256: str = ""
+    described: ClassVar[Description]
 
-def check_digest(given: str, text: bytes, what: str, file: str) -> str:
-    """Return the digest of a content; FaultError if another one is given."""
-    found = digest(text)
-    if given not in ("", found):
-        raise FaultError(f"{what} {file!r} has the content {found}, not {given[:64]}; it was changed")
-    return found
+    def content(self) -> bytes:
+        """Return the content of the file, and keep its digest."""
+        how = self.described
+        if not self.file:
+            raise FaultError(f"{self.name} takes file={how.example}; {how.document} describes the file")
+        text = how.read(self.file)
+        found = hashlib.sha256(text).hexdigest()
+        if self.sha256 not in ("", found):
+            raise FaultError(
+                f"{how.what} {self.file!r} has the content {found}, not {self.sha256[:64]}; it was changed"
+            )
+        object.__setattr__(self, "sha256", found)
+        return text
 
 
 def check_keys(row: dict[str, Any], known: Collection[str], where: str) -> None:

@@ -14,21 +14,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError, SelectorError
-from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.hardware.description_file import check_digest
+from onnxfi.errors import SelectorError
+from onnxfi.faults.fault_model import FaultModel, Spread
+from onnxfi.faults.hardware.description_file import DescribedFault
 from onnxfi.faults.hardware.distribution_file import FILE, DistributionRow, Table, parse_tables
 from onnxfi.faults.models import Add, Flip, FlipMask, Scale, Set
-from onnxfi.faults.sampling import derive, uniform
+from onnxfi.faults.sampling import Numbers, derive, uniform
 from onnxfi.faults.sites import Sites, Target
-from onnxfi.faults.words import Mask, Word
+from onnxfi.faults.words import Word
 
 #: Numbers of the random words of an event (`sampling.derive`); bits have further ones, and each element its own.
 _ROW, _SIGN, _SIZE, _BITS, _ELEMENTS = 0, 1, 2, 3, 1 << 20
 
 
 @dataclass(frozen=True)
-class Distribution(FaultModel):
+class Distribution(DescribedFault):
     """Fault event drawn from a measured table: bits, positions, spatial shape and value error together.
 
     Stands for what a beam, a gate-level simulation or the field has shown. `sha256` is the digest of the file; it is
@@ -36,29 +36,20 @@ class Distribution(FaultModel):
     `set`, `scale` or `add` that it is.
     """
 
-    file: str = ""
-    sha256: str = ""
     name = "distribution"
+    described = FILE
     composite = True
     tables: tuple[Table, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Read the file and check its digest."""
-        if not self.file:
-            raise FaultError("distribution takes file=TABLE.json; docs/reference/distribution.md describes the file")
-        text = FILE.read(self.file)
-        object.__setattr__(self, "sha256", check_digest(self.sha256, text, FILE.what, self.file))
-        object.__setattr__(self, "tables", _parse(text, self.file))
+        object.__setattr__(self, "tables", _parse(self.content(), self.file))
 
     @property
     def element_model(self) -> FaultModel:
         """The effect on one element that is hardest to express: a value error if a row has one, else a flip of bits."""
         kinds = {row.value_kind for table in self.tables for row in table.rows}
         return Add(1.0) if "absolute" in kinds else Scale() if kinds & {"relative", "factor"} else FlipMask()
-
-    def mask(self, word: Word, bit: int) -> Mask | None:
-        """Return the mask of the effect on one element; None where it is a value error."""
-        return self.element_model.mask(word, bit)
 
     def table_of(self, target: Target) -> Table | None:
         """Return the first table that holds for a target, None if there is none."""
@@ -77,9 +68,7 @@ class Distribution(FaultModel):
                 )
         return True
 
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return the faults of events, each drawn from the table of its target."""
         choice = uniform(derive(raw, _ROW))
         tables = [self.table_of(target) for target in targets]

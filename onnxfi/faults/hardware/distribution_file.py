@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultError, SelectorError, closest
 from onnxfi.faults.hardware.cells import CellArray
 from onnxfi.faults.hardware.description_file import Description, check_keys, objects, probability, real, whole
+from onnxfi.faults.hardware.patterns import AxisRule, affected_elements
 from onnxfi.faults.models import Set
-from onnxfi.faults.patterns import AxisRule
 from onnxfi.faults.sites import Target
 from onnxfi.faults.words import WORDS, Word, parse_bits, select_bits
 
-FILE = Description("distribution", "docs/reference/distribution.md", ("version", "name", "source", "tables"))
+FILE = Description(
+    "distribution", "docs/reference/distribution.md", ("version", "name", "source", "tables"), "TABLE.json"
+)
 SHAPES = ("element", "row", "channel", "block", "tile", "stride")
 _ROW_KEYS = (
     *("p", "bits", "position", "adjacent", "mask", "cells", "line", "interleave", "value"),
@@ -72,9 +74,7 @@ class DistributionRow:
             rules[-1] = every
         else:
             rules[-len(self.size) :] = [AxisRule("block", (side,)) for side in self.size]
-        site = [int(i) for i in np.unravel_index(index, shape)]
-        affected = [rule.coordinates(at, n) for rule, at, n in zip(rules, site, shape, strict=True)]
-        return np.asarray(np.ravel_multi_index(np.ix_(*affected), shape), np.int64).ravel()
+        return affected_elements(rules, shape, index)
 
     def misfit(self, target: Target) -> str:
         """Return why the row cannot be drawn in a target, "" if it can."""

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, SelectorError
 from onnxfi.faults import sampling
-from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.hardware.description_file import check_digest
+from onnxfi.faults.fault_model import Failing, FaultModel
+from onnxfi.faults.hardware.description_file import DescribedFault
 from onnxfi.faults.hardware.fault_map_file import FILE, CellMap, Instance, parse_map
 from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
 from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.sites import Target
-from onnxfi.faults.words import Mask, Word
 
 #: Behaviour of a failing cell: read the other value, read 1, read 0.
 _EFFECTS = (Flip(), StuckAt1(), StuckAt0())
@@ -29,7 +28,7 @@ _UP, _DOWN, _WHICH = 1 << 48, 2 << 48, 3 << 48
 
 
 @dataclass(frozen=True)
-class FaultMap(FaultModel):
+class FaultMap(DescribedFault):
     """Failing cells of a memory at a voltage or temperature; a cell may fail in one direction alone.
 
     Stands for SRAM below its nominal voltage, and for DRAM that is hot or seldom refreshed. Each trial has a memory of
@@ -38,22 +37,17 @@ class FaultMap(FaultModel):
     the file. A fault is written as the `flip`, `stuck-at-0` or `stuck-at-1` that it is.
     """
 
-    file: str = ""
-    sha256: str = ""
     instance: int = -1
     base: int = -1
     fold: int = 0
     name = "fault-map"
     unit = "bit"
+    described = FILE
     cells: CellMap = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Read the file, and check its digest and the parameters."""
-        if not self.file:
-            raise FaultError("fault-map takes file=MAP.json; docs/reference/fault-map.md describes the file")
-        text = FILE.read(self.file)
-        object.__setattr__(self, "sha256", check_digest(self.sha256, text, FILE.what, self.file))
-        found = _parse(text, self.file)
+        found = _parse(self.content(), self.file)
         object.__setattr__(self, "cells", found)
         object.__setattr__(self, "condition", found.axis)
         if self.instance >= max(1, len(found.instances)) or self.instance < -1:
@@ -64,17 +58,12 @@ class FaultMap(FaultModel):
             raise FaultError(
                 f"fault map {self.file!r} has {found.size_bits:,} cells; there is no cell {self.base} (base)"
             )
-        if self.fold not in (0, 1):
-            raise FaultError(f"fault 'fault-map': fold={self.fold} is out of range; give 0 or 1")
+        self.require(self.fold in (0, 1), "fold", "0 or 1")
 
     @property
     def element_model(self) -> FaultModel:
         """Effect on one cell that fails in both directions."""
         return _EFFECTS[0]
-
-    def mask(self, word: Word, bit: int) -> Mask | None:
-        """Return the mask of a cell that fails in both directions."""
-        return self.element_model.mask(word, bit)
 
     def fits(self, target: Target) -> bool:
         """Return True; SelectorError for activations of one sample or step, since a cell fails in every inference."""
@@ -99,9 +88,7 @@ class FaultMap(FaultModel):
         ]
         return share * (sums[self.instance] if self.instance >= 0 else sum(sums) / len(sums))
 
-    def failing_sites(
-        self, population: int, at: float, seed: int, stream: int
-    ) -> tuple[Numbers, tuple[FaultModel, ...]]:
+    def failing_sites(self, population: int, at: float, seed: int, stream: int) -> Failing:
         """Return the numbers of the bits whose cells fail, ascending, and what each does.
 
         Parameters

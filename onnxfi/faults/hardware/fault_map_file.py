@@ -15,7 +15,7 @@ from onnxfi.faults.hardware.description_file import Description, check_keys, obj
 
 _KEYS = ("version", "name", "source", "axis", "size_bits", "range", "statistics", "instances")
 #: A measured instance has a line for each cell that fails, so the file may be large.
-FILE = Description("fault map", "docs/reference/fault-map.md", _KEYS, max_bytes=1 << 28)
+FILE = Description("fault map", "docs/reference/fault-map.md", _KEYS, "MAP.json", max_bytes=1 << 28)
 AXES = ("voltage", "temperature")
 _UNITS = {"voltage": "V", "temperature": "°C"}
 _COLUMNS = ("address", "at", "p01", "p10")

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError, SelectorError
-from onnxfi.faults.fault_model import FaultModel
+from onnxfi.errors import SelectorError
+from onnxfi.faults.fault_model import FaultModel, Spread
 from onnxfi.faults.models import BIT_EFFECTS
-from onnxfi.faults.sampling import derive, uniform
+from onnxfi.faults.sampling import Numbers, derive, uniform
 from onnxfi.faults.sites import LAST_STEP, Sites, Target
-from onnxfi.faults.words import Mask, Word
 
 
 @dataclass(frozen=True)
@@ -33,23 +32,15 @@ class Intermittent(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        if self.effect not in BIT_EFFECTS:
-            raise FaultError(
-                f"fault 'intermittent': effect={self.effect[:40]!r} is unknown; give {', '.join(BIT_EFFECTS)}"
-            )
-        for key, value in (("on", self.on), ("off", self.off)):
-            if not 0 < value <= 1:
-                raise FaultError(f"fault 'intermittent': {key}={value} is out of range; give a probability above 0")
+        self.require_known("effect", BIT_EFFECTS)
+        for key in ("on", "off"):
+            self.require(0 < getattr(self, key) <= 1, key, "a probability above 0")
         object.__setattr__(self, "self_inverse", self.effect == "flip")
 
     @property
     def element_model(self) -> FaultModel:
         """Effect where the fault is present."""
         return BIT_EFFECTS[self.effect]
-
-    def mask(self, word: Word, bit: int) -> Mask | None:
-        """Return the mask where the fault is present."""
-        return self.element_model.mask(word, bit)
 
     def fits(self, target: Target) -> bool:
         """Return True for activations; SelectorError where faults name neither samples nor steps."""
@@ -74,9 +65,7 @@ class Intermittent(FaultModel):
                 found.append(step)
         return np.array(found, np.int64)
 
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return a fault for each step, or sample, in which it is present."""
         rows, times = list[int](), list[NDArray[np.int64]]()
         held = sites.times_or_all()

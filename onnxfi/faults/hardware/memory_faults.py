@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError, InputError, SelectorError
-from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
+from onnxfi.errors import InputError, SelectorError
+from onnxfi.faults.fault_model import FaultModel, Spread
+from onnxfi.faults.hardware.description_file import DescribedFault
+from onnxfi.faults.hardware.memory_layout import FILE, MemoryLayout, parse_layout
 from onnxfi.faults.models import BIT_EFFECTS
-from onnxfi.faults.sampling import derive, uniform
+from onnxfi.faults.sampling import Numbers, derive, uniform
 from onnxfi.faults.sites import Sites, Target
-from onnxfi.faults.words import Mask, Word
 
 #: The coordinates that the cells of a part share with the site; `lane` and `chip` are of bits, the others of bytes.
 PARTS = {
@@ -28,7 +28,7 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class MemoryPart(FaultModel):
+class MemoryPart(DescribedFault):
     """Fault in every bit of the selected tensors that lies in the same part of the memory as the site.
 
     Stands for a defective row, column, bank, chip or DQ lane of a DRAM, and with `part=word-line` for a burst over
@@ -36,8 +36,6 @@ class MemoryPart(FaultModel):
     the digest of the layout's file.
     """
 
-    file: str = ""
-    sha256: str = ""
     part: str = "row"
     effect: str = "flip"
     share: float = 1.0
@@ -45,28 +43,15 @@ class MemoryPart(FaultModel):
     name = "memory"
     unit = "bit"
     composite = True
+    described = FILE
     layout: MemoryLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Read the layout and check the parameters."""
-        if not self.file:
-            raise FaultError("memory takes file=LAYOUT.json; docs/reference/memory-layout.md describes the file")
-        for key, known in (("part", PARTS), ("effect", BIT_EFFECTS)):
-            if getattr(self, key) not in known:
-                raise FaultError(
-                    f"fault 'memory': {key}={getattr(self, key)[:40]!r} is unknown; give {', '.join(known)}"
-                )
-        if not 0 <= self.share <= 1 or not 1 <= self.size <= 1 << 20:
-            raise FaultError(
-                f"fault 'memory': share={self.share},size={self.size} is out of range; give a share to 1, and 1 or more"
-            )
-        layout, found = read_layout(self.file)
-        if self.sha256 not in ("", found):
-            raise FaultError(
-                f"memory layout {self.file!r} has the content {found}, not {self.sha256[:64]}; it was changed"
-            )
-        object.__setattr__(self, "sha256", found)
-        object.__setattr__(self, "layout", layout)
+        self.require_known("part", PARTS)
+        self.require_known("effect", BIT_EFFECTS)
+        self.require(0 <= self.share <= 1 and 1 <= self.size <= 1 << 20, "share,size", "a share to 1, and 1 or more")
+        object.__setattr__(self, "layout", parse_layout(self.content(), self.file))
         object.__setattr__(self, "spans_targets", True)
         object.__setattr__(self, "self_inverse", self.effect == "flip")
 
@@ -74,10 +59,6 @@ class MemoryPart(FaultModel):
     def element_model(self) -> FaultModel:
         """Effect on one bit."""
         return BIT_EFFECTS[self.effect]
-
-    def mask(self, word: Word, bit: int) -> Mask | None:
-        """Return the mask of one bit."""
-        return self.element_model.mask(word, bit)
 
     def fits(self, target: Target) -> bool:
         """Return True for stored tensors; SelectorError for what has no address."""
@@ -88,9 +69,7 @@ class MemoryPart(FaultModel):
         self.layout.place(target, self.file)
         return True
 
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return a fault in each bit of the part of each site."""
         parts: list[tuple[int, int, Index, Index]] = []
         total = 0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.hardware.description_file import Description, check_keys, digest, whole
+from onnxfi.faults.hardware.description_file import Description, check_keys, whole
 from onnxfi.faults.sampling import permute
 from onnxfi.faults.sites import Target
 
@@ -21,7 +21,7 @@ _KEYS = (
     "version", "name", "source", "bases", "pages", "memory_bytes", "row_bytes", "banks", "lanes", "chips", "order",
     "address_bits",
 )  # fmt: skip
-FILE = Description("memory layout", "docs/reference/memory-layout.md", _KEYS, max_bytes=1 << 26)
+FILE = Description("memory layout", "docs/reference/memory-layout.md", _KEYS, "LAYOUT.json", max_bytes=1 << 26)
 ORDERS = ("row-bank-column", "bank-row-column")
 _MOST_BYTES = 1 << 50
 _MOST_FRAMES = 1 << 22
@@ -148,14 +148,14 @@ class MemoryLayout:
         }  # fmt: skip
 
 
-def read_layout(file: str) -> tuple[MemoryLayout, str]:
-    """Return a layout and the digest of its file; FaultError if it is damaged."""
-    text = FILE.read(file)
-    return _parse(text, file), digest(text)
+def read_layout(file: str) -> MemoryLayout:
+    """Return a layout; FaultError if its file is damaged."""
+    return parse_layout(FILE.read(file), file)
 
 
 @lru_cache(maxsize=16)
-def _parse(text: bytes, file: str) -> MemoryLayout:
+def parse_layout(text: bytes, file: str) -> MemoryLayout:
+    """Return the layout that a content holds; FaultError if it is damaged."""
     row, where = FILE.parse(text, file), f"memory layout {file!r}"
     bits = _address_bits(row, where)
     if bits is not None:

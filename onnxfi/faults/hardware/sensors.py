@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError
-from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_model import FaultModel, Spread
+from onnxfi.faults.hardware.patterns import AxisRule, affected_elements
 from onnxfi.faults.models import Set
-from onnxfi.faults.sampling import uniform
+from onnxfi.faults.sampling import Numbers, uniform
 from onnxfi.faults.sites import Sites, Target
-from onnxfi.faults.words import Mask, Word
+from onnxfi.faults.words import Word
 
 _LAYOUTS = {"chw": (-2, -1), "hwc": (-3, -2)}
+_KNOWN_LAYOUTS = "chw (channels first) or hwc (last)"
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,13 @@ class _SensorFault(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        _check_layout(self.name, self.layout)
-        if not math.isfinite(self.value):
-            raise FaultError(f"fault {self.name!r}: value={self.value} is out of range; give a finite number")
+        self.require_known("layout", _LAYOUTS, _KNOWN_LAYOUTS)
+        self.require(math.isfinite(self.value), "value", "a finite number")
 
     @property
     def element_model(self) -> FaultModel:
         """Effect on one number."""
         return Set(self.value)
-
-    def mask(self, word: Word, bit: int) -> Mask:
-        """Return the mask of one number."""
-        return Set(self.value).mask(word, bit)
 
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return True for a sample with rows and columns."""
@@ -52,10 +48,10 @@ class _SensorFault(FaultModel):
 
     def _region(self, shape: tuple[int, ...], index: int, fixed: tuple[int, ...]) -> NDArray[np.int64]:
         """Return the elements that share the site's coordinates on these axes."""
-        site = np.unravel_index(index, shape)
-        axes = {axis % len(shape) for axis in fixed}
-        affected = [np.array([site[k]]) if k in axes else np.arange(n) for k, n in enumerate(shape)]
-        return np.asarray(np.ravel_multi_index(np.ix_(*affected), shape), np.int64).ravel()
+        rules = [AxisRule("all")] * len(shape)
+        for axis in fixed:
+            rules[axis] = AxisRule("same")
+        return affected_elements(rules, shape, index)
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,7 @@ class StuckLine(_SensorFault):
     def __post_init__(self) -> None:
         """Check the parameters."""
         super().__post_init__()
-        if self.axis not in ("row", "column"):
-            raise FaultError(f"fault 'stuck-line': axis={self.axis!r} is unknown; give row or column")
+        self.require_known("axis", ("row", "column"), "row or column")
 
     def elements(self, shape: tuple[int, ...], index: int) -> NDArray[np.int64]:
         """Return the numbers of the line."""
@@ -113,27 +108,20 @@ class SaltPepper(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        _check_layout(self.name, self.layout)
-        _check_range(self.name, self.low, self.high)
-        if not 0 <= self.salt <= 1:
-            raise FaultError(f"fault 'salt-pepper': salt={self.salt} is out of range; give a share from 0 to 1")
+        self.require_known("layout", _LAYOUTS, _KNOWN_LAYOUTS)
+        self.require(_spans(self.low, self.high), "low,high", "finite numbers, low below high")
+        self.require(0 <= self.salt <= 1, "salt", "a share from 0 to 1")
 
     @property
     def element_model(self) -> FaultModel:
         """Effect on one number of a white pixel."""
         return Set(self.high)
 
-    def mask(self, word: Word, bit: int) -> Mask:
-        """Return the mask of a number of a white pixel."""
-        return self.element_model.mask(word, bit) or Mask(word.full, 0)
-
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return True for a sample with rows and columns."""
         return len(shape) >= -min(_LAYOUTS[self.layout])
 
-    def spread(
-        self, targets: tuple[Target, ...], sites: Sites, raw: NDArray[np.uint64]
-    ) -> tuple[Sites, tuple[FaultModel, ...]]:
+    def spread(self, targets: tuple[Target, ...], sites: Sites, raw: Numbers) -> Spread:
         """Return the numbers of each pixel, white or black."""
         pixel, white = StuckPixel(layout=self.layout), (uniform(raw) < self.salt).tolist()
         colours = Set(self.low), Set(self.high)
@@ -164,11 +152,9 @@ class PixelFlip(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        _check_range(self.name, self.low, self.high)
-        if not 1 <= self.bits <= 16:
-            raise FaultError(f"fault 'pixel-flip': bits={self.bits} is out of range; give 1 to 16")
-        if not -1 <= self.bit < self.bits:
-            raise FaultError(f"fault 'pixel-flip': bit={self.bit} is out of range; give 0 to {self.bits - 1}")
+        self.require(_spans(self.low, self.high), "low,high", "finite numbers, low below high")
+        self.require(1 <= self.bits <= 16, "bits", "1 to 16")
+        self.require(-1 <= self.bit < self.bits, "bit", f"0 to {self.bits - 1}")
         object.__setattr__(self, "is_random", self.bit < 0)
 
     def draw_parameters(self, raw: int, word: Word) -> FaultModel:
@@ -183,11 +169,5 @@ class PixelFlip(FaultModel):
         return np.asarray(float(self.low) + integers / largest * span)
 
 
-def _check_layout(name: str, layout: str) -> None:
-    if layout not in _LAYOUTS:
-        raise FaultError(f"fault {name!r}: layout={layout!r} is unknown; give chw (channels first) or hwc (last)")
-
-
-def _check_range(name: str, low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)):
-        raise FaultError(f"fault {name!r}: low={low},high={high} is out of range; give finite numbers, low below high")
+def _spans(low: float, high: float) -> bool:
+    return math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)

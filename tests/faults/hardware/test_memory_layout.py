@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 def layout(folder: Path, **row: Any) -> MemoryLayout:
     file = folder / "layout.json"
     file.write_text(json.dumps({"version": 1} | SMALL | row))
-    return read_layout(str(file))[0]
+    return read_layout(str(file))
 
 
 @pytest.mark.parametrize("order", ["row-bank-column", "bank-row-column"])
@@ -50,7 +50,7 @@ def hashed(folder: Path, **bits: Any) -> MemoryLayout:
     file.write_text(
         json.dumps({"version": 1, "lanes": 16, "chips": 2, "address_bits": BITS | bits, "pages": {"size": 64}})
     )
-    return read_layout(str(file))[0]
+    return read_layout(str(file))
 
 
 def test_a_bank_may_be_the_exclusive_or_of_address_bits(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.patterns import AxisRule, Pattern
+from onnxfi.faults.hardware.patterns import AxisRule, Pattern
 from onnxfi.faults.registry import parse_fault
 
 RULES = st.one_of(

@@ -7,11 +7,10 @@ not derived. So a pattern is data: a JSON file, version 1, described in docs/how
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, closest
 from onnxfi.faults.fault_model import FaultModel, parse_model, with_installed
+from onnxfi.faults.hardware.description_file import DescribedFault, Description
 from onnxfi.faults.models import BUILT_IN
 from onnxfi.faults.neuron_models import NEURON_MODELS
-from onnxfi.faults.words import Mask, Word
 
-VERSION = 1
-_MAX_FILE_BYTES = 1 << 20
-_KEYS = ("version", "name", "fault", "shape", "axis", "size", "axes", "rest")
+FILE = Description(
+    "pattern", "docs/how-to/patterns.md",
+    ("version", "name", "fault", "shape", "axis", "size", "axes", "rest"), "PATTERN.json",
+)  # fmt: skip
 _SHAPES = ("row", "column", "channel", "block")
 
 
@@ -54,6 +54,15 @@ class AxisRule:
         return shifted[(shifted >= 0) & (shifted < length)]
 
 
+def affected_elements(rules: Sequence[AxisRule], shape: tuple[int, ...], index: int) -> NDArray[np.int64]:
+    """Return the flat indices that a rule for each axis selects around an element."""
+    if not shape:
+        return np.array([index], np.int64)
+    site = [int(i) for i in np.unravel_index(index, shape)]
+    chosen = [rule.coordinates(at, n) for rule, at, n in zip(rules, site, shape, strict=True)]
+    return np.asarray(np.ravel_multi_index(np.ix_(*chosen), shape), np.int64).ravel()
+
+
 @dataclass(frozen=True)
 class _Description:
     """Parsed content of a pattern file."""
@@ -61,31 +70,24 @@ class _Description:
     fault: FaultModel
     axes: tuple[tuple[int, AxisRule], ...]
     rest: AxisRule
-    digest: str
 
 
 @dataclass(frozen=True)
-class Pattern(FaultModel):
+class Pattern(DescribedFault):
     """Fault in the site and in the elements that the rules of a pattern file select around it.
 
     Stands for a defective lane, row, column or tile of an accelerator, whose error pattern was measured. `sha256` is
     the digest of the file; it is filled in if it is not given, and a file of other content is refused.
     """
 
-    file: str = ""
-    sha256: str = ""
     name = "pattern"
+    described = FILE
     multi_element = True
     description: _Description = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Read the file and check its digest."""
-        if not self.file:
-            raise FaultError("pattern takes file=PATTERN.json; docs/how-to/patterns.md describes the file")
-        found = _read(self.file)
-        if self.sha256 not in ("", found.digest):
-            raise FaultError(f"pattern {self.file!r} has the content {found.digest}, not {self.sha256}; it was changed")
-        object.__setattr__(self, "sha256", found.digest)
+        found = _parse(self.content(), self.file)
         object.__setattr__(self, "description", found)
         object.__setattr__(self, "unit", found.fault.unit)
 
@@ -98,56 +100,27 @@ class Pattern(FaultModel):
         """Return the bits that the element model covers."""
         return self.element_model.width()
 
-    def mask(self, word: Word, bit: int) -> Mask | None:
-        """Return the mask of the element model."""
-        return self.element_model.mask(word, bit)
-
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return True if a tensor of this shape has every axis that the file names."""
         return all(-len(shape) <= axis < len(shape) for axis, _ in self.description.axes)
 
     def elements(self, shape: tuple[int, ...], index: int) -> NDArray[np.int64]:
         """Return the flat indices of the affected elements."""
-        if not shape:
-            return np.array([index], np.int64)
-        site = [int(i) for i in np.unravel_index(index, shape)]
         rules = [self.description.rest] * len(shape)
-        for axis, rule in self.description.axes:
+        for axis, rule in self.description.axes if shape else ():
             rules[axis] = rule
-        affected = [rule.coordinates(at, n) for rule, at, n in zip(rules, site, shape, strict=True)]
-        return np.asarray(np.ravel_multi_index(np.ix_(*affected), shape), np.int64).ravel()
+        return affected_elements(rules, shape, index)
 
 
 @lru_cache(maxsize=64)
 def _parse(text: bytes, file: str) -> _Description:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        raise FaultError(f"pattern {file!r} is not JSON; docs/how-to/patterns.md describes the file") from None
-    if not isinstance(row, dict):
-        raise FaultError(f"pattern {file!r} holds no JSON object; docs/how-to/patterns.md describes the file")
-    for key in row:
-        if key not in _KEYS:
-            raise FaultError(f"pattern {file!r}: unknown key {key!r}{closest(key, _KEYS)}")
-    if row.get("version") != VERSION:
-        raise FaultError(f"pattern {file!r} has version {row.get('version')}, this onnxfi reads version {VERSION}")
+    row = FILE.parse(text, file)
     fault = str(row.get("fault", "flip"))
     if fault.strip().partition(":")[0] == Pattern.name:
         raise FaultError(f"pattern {file!r}: its fault must be one of a single word, such as flip, not another pattern")
     element_model = parse_model(fault, with_installed((*BUILT_IN, *NEURON_MODELS)))
     axes, rest = _axes(row, file)
-    return _Description(element_model, axes, rest, hashlib.sha256(text).hexdigest())
-
-
-def _read(file: str) -> _Description:
-    try:
-        with Path(file).open("rb") as stream:
-            text = stream.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise FaultError(f"cannot read the pattern {file!r}: {error.strerror}") from None
-    if len(text) > _MAX_FILE_BYTES:
-        raise FaultError(f"pattern {file!r} is larger than {_MAX_FILE_BYTES:,} bytes")
-    return _parse(text, file)
+    return _Description(element_model, axes, rest)
 
 
 def _axes(row: dict[str, Any], file: str) -> tuple[tuple[tuple[int, AxisRule], ...], AxisRule]:
