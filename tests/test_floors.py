@@ -379,11 +379,8 @@ def test_tests_touch_no_private_names() -> None:
 
 #: Modules whose tests lie in the file of another one: parts of one thing that is tested as a whole.
 TESTED_WITH = {
-    "analysis/page.py": "analysis/test_assess.py",
     "analysis/planner/option_effects.py": "analysis/planner/test_plan_protection.py",
-    "analysis/planner/options.py": "analysis/planner/test_plan_protection.py",
     "analysis/planner/recorded_trials.py": "analysis/planner/test_plan_protection.py",
-    "analysis/residency.py": "analysis/test_fit.py",
     "analysis/verdict.py": "analysis/test_assess.py",
     "analysis/vulnerability.py": "analysis/test_assess.py",
     "campaign/plan/mapped_list.py": "campaign/plan/test_coded_weights.py",
@@ -400,7 +397,6 @@ TESTED_WITH = {
     "cli/verify.py": "cli/test_integrity.py",
     "graph/protection/registry.py": "graph/protection/test_range_restriction.py",
     "protection/coded_memory.py": "protection/test_memory_codes.py",
-    "protection/parameters.py": "protection/test_protect.py",
     "protection/protection.py": "protection/test_protect.py",
     "protection/protections.py": "protection/test_protect.py",
     "runtime/pipeline/answers.py": "runtime/pipeline/test_pipeline.py",

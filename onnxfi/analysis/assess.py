@@ -15,18 +15,20 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from onnxfi.analysis.bit_effects import EFFECT_MEANINGS, EFFECTS
 from onnxfi.analysis.census import Census, census
 from onnxfi.analysis.environment import Environment
 from onnxfi.analysis.fit import FitBudget, check_memories, fit
-from onnxfi.analysis.knee import next_rate, sweep_rates
 from onnxfi.analysis.verdict import Verdict, verdict
-from onnxfi.campaign.report.findings import Curve, silent_metric
+from onnxfi.campaign.report.findings import Curve, harm_shares, silent_metric, sure_enough
+from onnxfi.campaign.report.html_page import PageHead, PageTable, write_page
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden
 from onnxfi.campaign.run.runner import Running, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError, SpecError
+from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.tasks.registry import AUTO, find_task
@@ -45,6 +47,10 @@ _OPENS_AGAIN = 1.5
 _MARGIN = 0.002
 #: Trials at a rate that decide where the knee is, and those around it at first; where time is left, twice as many.
 _FEW, _MANY = 4, 24
+#: Flips in the whole network, on average, at the lowest and at the highest rate.
+_LEAST_FLIPS, _MOST_FLIPS = 0.3, 1e4
+#: Lines of a table of harm, and the least share of the harm that has a line.
+_MOST_LINES, _LEAST_HARM = 12, 0.0005
 #: Samples that trials are judged on where nobody says how many.
 SAMPLES = 100
 
@@ -318,3 +324,68 @@ class _Making:
             if not opened.count("results") or opened.get("golden") is None:
                 return None
         return report(file)
+
+
+def sweep_rates(bits: int) -> tuple[float, ...]:
+    """Return the rates 1 and 3 in each decade that flip from a third of a bit to 10,000 bits of so many, rising.
+
+    >>> sweep_rates(3_387_712)[:3], len(sweep_rates(3_387_712))
+    ((1e-07, 3e-07, 1e-06), 9)
+    """
+    low, high = _LEAST_FLIPS / bits, min(_MOST_FLIPS / bits, 0.5)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return tuple(rate for k in decades for m in (1, 3) if low * 0.99 <= (rate := float(f"{m}e{k}")) <= high * 1.01) or (
+        low,
+    )
+
+
+def next_rate(rates: int, curve: Curve) -> int | None:
+    """Return the rate to measure next; None once the knee lies between two neighbours.
+
+    >>> next_rate(9, Curve()), next_rate(9, Curve({4: 0.5})), next_rate(9, Curve({4: 0.5, 2: 0.0, 3: 0.2}))
+    (4, 1, None)
+    """
+    low, high = curve.kept, rates if curve.lost is None else curve.lost
+    return None if high - low <= 1 else (low + high) // 2
+
+
+def write_assessment(found: Assessment, file: Path) -> Path:
+    """Write the page of an assessment; OutputError if the extra `report` is not installed."""
+    return write_page(found.reports, file, head=_head(found))
+
+
+def _head(found: Assessment) -> PageHead:
+    tables = []
+    ranking = found.ranking
+    if ranking is not None and ranking.look is not None and ranking.look.ranking is not None:
+        metric = ranking.task.metric(ranking.look.rate)
+        rows = [
+            (row.name, metric.interval(row.interval), str(row.rank), f"{row.trials:,}")
+            for row in [row for row in ranking.look.ranking.rows() if row.trials][:_MOST_LINES]
+        ]
+        if rows:
+            tables.append(PageTable("Weakest layers", ("Layer", metric.label, "Rank", "Trials"), tuple(rows)))
+        for by in ("bit", "layer") if sure_enough(ranking) else ():
+            shares = [row for row in harm_shares(ranking, by) if row[1] >= _LEAST_HARM][:_MOST_LINES]
+            cells = tuple((key, f"{100 * share:.1f} %") for key, share in shares)
+            tables.append(PageTable(f"Harm by {by}", (by.capitalize(), "Share of the harm"), cells))
+    whole = found.census.whole
+    effects = tuple(
+        (f"{effect}: {meaning}", f"{100 * whole.share(effect):.3f} %")
+        for effect, meaning in zip(EFFECTS, EFFECT_MEANINGS, strict=True)
+    )
+    tables.append(PageTable("Effect of a flip on its word, of all bits", ("Effect", "Share"), effects))
+    if found.budget is not None:
+        parts = sorted(found.budget.parts, key=lambda part: -part.fit[2])[:_MOST_LINES]
+        fit = tuple(
+            (part.part.layer, part.memory.name if part.memory else "–", f"{part.part.bits:,}", _ends(part.fit))
+            for part in parts
+        )
+        tables.append(PageTable("FIT", ("Layer", "Memory", "Bits", "FIT [low, high]"), fit))
+    model = Path(found.census.model).stem
+    return PageHead(f"Assessment of {model}", found.verdict.sentences, found.verdict.commands, tuple(tables))
+
+
+def _ends(ends: tuple[float, float, float]) -> str:
+    low, middle, high = (f"{one:.4g}" if isinstance(json_value(one), float | int) else "–" for one in ends)
+    return f"{middle} [{low}, {high}]"

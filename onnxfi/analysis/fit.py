@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.analysis.environment import Environment, Memory, load_environment
-from onnxfi.analysis.residency import resident_shares
+from onnxfi.analysis.exposure import residencies
 from onnxfi.analysis.vulnerability import Vulnerabilities, Vulnerability, vulnerabilities
 from onnxfi.errors import InputError, SpecError
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.model.loading import load
 from onnxfi.numbers import named_number
 from onnxfi.statistics.intervals import Interval
 
@@ -271,22 +271,6 @@ def _parts(one: Vulnerabilities, environment: Environment) -> list[FitPart]:
     return [
         FitPart(part, environment.memory_of(part.layer, part.kind), shares.get(part.layer, 1.0)) for part in one.parts
     ]
-
-
-def residencies(model: Model, kind: str, environment: Environment) -> dict[str, float]:
-    """Return the share of time in which what a layer holds is in memory; 1 where a layer is not named.
-
-    Weights always are; activations in a part of each inference, while one runs.
-    """
-    if kind == "weights":
-        return {}
-    busy = environment.busy
-    if busy is None:
-        raise SpecError(
-            "activations are in memory while an inference runs; add to the environment "
-            "inference: {rate: 30 /s, latency: 12 ms}"
-        )
-    return {layer: share * busy for layer, share in resident_shares(model).items()}
 
 
 def _sum(ranges: Any) -> Range:

@@ -85,7 +85,7 @@ def command(
 
 def _write_page(found: Assessment) -> Path | None:
     """Write the page where the extra `report` is installed; None with a note where it is not."""
-    from onnxfi.analysis.page import write_assessment
+    from onnxfi.analysis.assess import write_assessment
     from onnxfi.cli.terminal import print_note
     from onnxfi.errors import OutputError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,21 @@ def _comparable(values: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Answers:
+class _Remembering:
+    """Answers that keep what was found of them: of golden ones for all trials, of a pair for all metrics that ask."""
+
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: Callable[[Self], Found]) -> Found:
+        """Return what a function finds of these answers; it is called once."""
+        if function not in self._found:
+            self._found[function] = function(self)
+        found: Found = self._found[function]
+        return found
+
+
+@dataclass(frozen=True)
+class Answers(_Remembering):
     """The outputs of N samples, their labels ([N, …]), and what is found of each.
 
     `kind` says how scores are read: as `logits`, `probabilities` or `counts`. `whole` are the golden answers of all
@@ -79,15 +93,6 @@ class Answers:
     labels: Labels | None = None
     kind: str = "logits"
     whole: Answers | None = field(default=None, repr=False, compare=False)
-
-    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def once(self, function: Callable[[Answers], Found]) -> Found:
-        """Return what a function finds of these answers; of golden ones it is called once for all trials."""
-        if function not in self._found:
-            self._found[function] = function(self)
-        found: Found = self._found[function]
-        return found
 
     @classmethod
     def of(cls, scores: Array, labels: Labels | None = None, kind: str = "logits") -> Answers:
@@ -252,7 +257,7 @@ def _weights(values: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class AnswerPair:
+class AnswerPair(_Remembering):
     """Golden answers beside the faulty ones of the same samples and shape.
 
     `detects` says that a value that is not finite counts as detected (DUE), where the golden value is finite.
@@ -265,15 +270,6 @@ class AnswerPair:
     tolerance: float = 0.0
     #: Samples for which a detector raised an alarm that it did not raise in the golden run ([N]).
     alarmed: Flags | None = field(default=None, compare=False)
-
-    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def once(self, function: Callable[[AnswerPair], Found]) -> Found:
-        """Return what a function finds of this pair; it is called once for all metrics that ask."""
-        if function not in self._found:
-            self._found[function] = function(self)
-        found: Found = self._found[function]
-        return found
 
     @cached_property
     def same_shape(self) -> bool:
@@ -469,3 +465,24 @@ def difference(g: Floats, f: Floats) -> Floats:
         away[np.isnan(away)] = np.inf
         away[~differing(g, f)] = 0.0
     return away
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPair(AnswerPair):
+    """Golden answers beside faulty classes, as metrics of class outcomes read them.
+
+    Attributes
+    ----------
+    top : int array [N]
+        The faulty top-1 of each sample, -1 if there is none.
+    other_top, detected, nonfinite : bool array [N]
+        Samples whose top-1 is another, that are DUE, and that hold a NaN or an infinity.
+    proved : bool array [N]
+        Samples whose class was proved.
+    """
+
+    top: NDArray[np.int64] = field(repr=False)
+    other_top: Flags = field(repr=False)
+    detected: Flags = field(repr=False)
+    nonfinite: Flags = field(repr=False)
+    proved: Flags = field(repr=False)

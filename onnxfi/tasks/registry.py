@@ -19,6 +19,7 @@ from typing import Any
 
 from onnxfi.errors import DataError, InputError, closest
 from onnxfi.extensions import imported, load_extension, names_function
+from onnxfi.numbers import number
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
@@ -187,8 +188,8 @@ def find_metric(spec: str) -> Metric:
 def with_metrics(task: Task, metrics: Sequence[Metric]) -> Task:
     """Return a task that also has these metrics, in every report and beside its columns."""
     names = tuple(m.name for m in metrics)
-    for number, name in enumerate(names):
-        if name in task.by_name or name in names[:number]:
+    for k, name in enumerate(names):
+        if name in task.by_name or name in names[:k]:
             raise InputError(f"the task {task.name} has a metric {name!r} already; give this one another name")
     return replace(
         task, metrics=(*task.metrics, *metrics), reported=(*task.reported, *names),
@@ -417,7 +418,7 @@ def _options(spec: str, text: str) -> dict[str, Any]:
 
 
 def _number(text: str) -> Any:
-    for kind in (int, float):
+    for kind in (int, number):
         try:
             return kind(text)
         except ValueError:

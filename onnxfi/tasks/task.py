@@ -18,7 +18,7 @@ import numpy as np
 from onnxfi.errors import DataError
 from onnxfi.faults.trials import json_value
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.labels import Labels
+from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine
@@ -27,6 +27,8 @@ from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 
 #: Outcomes of a trial, from its gravest sample: DUE before SDC before masked.
 OUTCOMES = ("masked", "sdc", "due")
+#: Outcomes exclude each other and leave nothing else.
+OUTCOME_SUMS = (OUTCOMES, ("masked_samples", "sdc_samples", "due_samples"))
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,12 @@ class Metric:
         return kept | {"bounds": [json_value(end) for end in self.bounds]}
 
     @classmethod
+    def of_labels(cls, name: str, function: Callable[[AnswerPair], float], label: str = "", **more: Any) -> Metric:
+        """Return a metric that compares answers with labels: higher is better, and the golden run has a value."""
+        usual = {"better": "higher", "unchanged": None, "failed": 0.0, "needs_labels": True, "golden": True}
+        return cls(name, function, label, **(usual | more))
+
+    @classmethod
     def declared(cls, row: Mapping[str, Any]) -> Metric:
         """Return the metric that `row` declares, without its function."""
         known = {f.name for f in fields(cls)}
@@ -211,6 +219,16 @@ class ModelOutputs:
     kind: str = "auto"
     non_tensors: Mapping[str, str] = field(default_factory=dict)
     whole: bool = False
+
+
+def labels_misfit(kind: str, data: Data) -> str:
+    """Return why the labels of data are not of a kind; empty if they are, or there are none."""
+    try:
+        if data.labels is not None:
+            as_kind(kind, data.labels)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _within_tolerance(pair: AnswerPair) -> Flags:
@@ -302,7 +320,7 @@ class Task:
     compared: tuple[str, ...] = ("sdc_samples", "sdc")
     tiles: tuple[str, ...] = ("due",)
     classes: tuple[str, ...] = ()
-    sums: tuple[tuple[str, ...], ...] = ()
+    sums: tuple[tuple[str, ...], ...] = OUTCOME_SUMS
     orders: tuple[tuple[str, str], ...] = ()
     absent: str = ""
     labels: str = ""
@@ -411,5 +429,3 @@ COMMON = (
     Metric("due_samples", detected=True),
 )
 _COMMON_NAMES = frozenset(m.name for m in COMMON)
-#: Outcomes exclude each other and leave nothing else.
-OUTCOME_SUMS = (OUTCOMES, ("masked_samples", "sdc_samples", "due_samples"))

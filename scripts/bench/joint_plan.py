@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from onnxfi import Campaign, plan_protection, protect
-from onnxfi.analysis.residency import resident_shares
+from onnxfi.analysis.exposure import resident_shares
 from onnxfi.campaign.plan.plan import Plan
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.run.runner import plan, run

@@ -12,8 +12,8 @@ import pytest
 from tiny_campaigns import mlp, ran, samples
 
 from onnxfi.analysis.environment import Environment, Memory
+from onnxfi.analysis.exposure import resident_shares
 from onnxfi.analysis.fit import fit, moments
-from onnxfi.analysis.residency import resident_shares
 from onnxfi.analysis.vulnerability import vulnerabilities
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.spec.campaign import Campaign

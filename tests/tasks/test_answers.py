@@ -14,7 +14,9 @@ from score_pairs import INF, NAN, Pair, outputs
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.tasks import answers
-from onnxfi.tasks.answers import AnswerPair, Answers, differing, float64, magnitude, share, softmax
+from onnxfi.tasks.answers import AnswerPair, Answers, ClassPair, differing, float64, magnitude, share, softmax
+from onnxfi.tasks.kinds.classification import CLASS_OUTCOMES, CLASSIFICATION
+from onnxfi.tasks.outcomes import GoldenRun, judge, judge_pair
 
 
 def order(row: NDArray[Any]) -> list[int]:
@@ -118,3 +120,25 @@ def test_batches_are_one_set_of_samples() -> None:
     found = Answers((first, second), np.array([1, 0, 1]))
     assert found.samples.tolist() == [4, 5, 6] and found.top.tolist() == [1, 0, 0]
     assert found.right.tolist() == [True, True, False] and found.rows.shape == (3, 2)
+
+
+SCORES = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [5.0, 1.0]], np.float32)
+
+
+def test_classes_are_judged_as_scores_are() -> None:
+    faulty = SCORES.copy()
+    faulty[0, 1], faulty[1, 0], faulty[2] = 9.0, 0.5, (np.inf, 0.0)
+    labels = np.array([0, 1, 0, 1])
+    golden = GoldenRun.of(SCORES, labels, CLASS_OUTCOMES, "auto", 0.0, ("nonfinite",))
+    truth = judge(golden, faulty)
+    due = np.array([False, False, True, False])
+    pair = ClassPair(
+        golden.answers, golden.answers, top=np.array([1, 1, 0, 0]), other_top=np.array([True, False, False, False]),
+        detected=due, nonfinite=due, proved=~due,
+    )  # fmt: skip
+    found = judge_pair(golden, pair)
+    assert found.metrics == truth.metrics | {"proved_samples": 0.75} and found.outcome == truth.outcome == "due"
+    assert found.changed == truth.changed and truth.metrics["proved_samples"] == 0
+    every = judge(GoldenRun.of(SCORES, labels, CLASSIFICATION, "auto", 0.0, ("nonfinite",)), faulty).metrics
+    assert all(every[name] == truth.metrics[name] for name in ("sdc1", "top1", "critical", "top1_changed", "nonfinite"))
+    assert truth.metrics["masked_samples"] == 0.5 and every["masked_samples"] == 0.25

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.analysis.planner.budget import parse_budget
+from onnxfi.analysis.exposure import resident_shares
 from onnxfi.analysis.planner.choice import Choice, Offer, choose
 from onnxfi.analysis.planner.option_effects import Values, option_effects
 from onnxfi.analysis.planner.options import (
@@ -26,9 +26,9 @@ from onnxfi.analysis.planner.options import (
     find_options,
     is_for,
     merged,
+    parse_budget,
 )
 from onnxfi.analysis.planner.recorded_trials import Cell, RecordedTrials
-from onnxfi.analysis.residency import resident_shares
 from onnxfi.errors import InputError, closest
 from onnxfi.faults.space import NamePattern, Selector
 from onnxfi.faults.trials import json_value

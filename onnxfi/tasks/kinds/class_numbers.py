@@ -16,7 +16,7 @@ from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs, stacked
 from onnxfi.runtime.engine.ports import shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
+from onnxfi.tasks.task import Metric, Task
 
 
 def numbers(answers: Answers) -> NDArray[np.int64]:
@@ -84,19 +84,15 @@ def misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
     return ""
 
 
-def _of_labels(name: str, function: object, label: str, axis: str, *, whole: bool = False) -> Metric:
-    return Metric(
-        name, function, label=label, axis=axis, better="higher", unchanged=None, failed=0.0,  # type: ignore[arg-type]
-        needs_labels=True, golden=True, needs_all=whole, per="set" if whole else "sample",
-    )  # fmt: skip
-
-
 CLASS_NUMBERS = Task(
     "classification",
     (
         Metric("any_sdc1", label="any SDC-1", per="trial", any_of="sdc1"),
-        _of_labels("top1", top1, "top-1", "Top-1 accuracy (%)"),
-        _of_labels("balanced_accuracy", balanced_accuracy, "balanced accuracy", "Balanced accuracy (%)", whole=True),
+        Metric.of_labels("top1", top1, "top-1", axis="Top-1 accuracy (%)"),
+        Metric.of_labels(
+            "balanced_accuracy", balanced_accuracy, "balanced accuracy", axis="Balanced accuracy (%)", per="set",
+            needs_all=True,
+        ),
         Metric("sdc1", sdc1, label="SDC-1 (silent)", axis="SDC-1, silent\n(% of answers)", silent=True),
         Metric("top1_changed", sdc1, label="top-1 changed", axis="Top-1 changed (%)"),
         Metric(
@@ -106,12 +102,10 @@ CLASS_NUMBERS = Task(
     ),
     headline="sdc1",
     columns=(("top1", "top1_changed"), ("sdc1",), ("any_sdc1",), ("sdc",), ("due",)),
-    page_columns=("top1", "top1_changed", "sdc1", "any_sdc1", "sdc", "due", "masked"),
     panels=("sdc1", "sdc", "due"),
     curves=("top1", "top1_changed", "sdc"),
     compared=("top1", "top1_changed", "sdc_samples", "sdc"),
     tiles=("sdc1", "due"),
-    sums=OUTCOME_SUMS,
     orders=(("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed")),
     absent="the output is no classifier's; name another with --output",
     labels="classes",

@@ -157,15 +157,6 @@ def probabilities(scores: Array, kind: str = "auto") -> NDArray[np.float64]:
     return softmax(values) if (score_kind(scores) if kind == "auto" else kind) == "logits" else values
 
 
-_TOP1 = Metric(
-    "top1", top1, label="top-1", axis="Top-1 accuracy (%)", better="higher", unchanged=None, failed=0.0,
-    needs_labels=True, golden=True,
-)  # fmt: skip
-_TOP5 = Metric(
-    "top5", top5, label="top-5", better="higher", unchanged=None, failed=0.0, needs_labels=True, golden=True
-)  # fmt: skip
-
-
 def balanced_accuracy(pair: AnswerPair) -> float:
     """Mean over the classes of the labels of the share of samples whose faulty top-1 is right."""
     return balanced(pair.top, pair.golden.truth)
@@ -175,11 +166,11 @@ CLASSIFICATION = Task(
     "classification",
     (
         Metric("any_sdc1", label="any SDC-1", per="trial", any_of="sdc1"),
-        _TOP1,
-        _TOP5,
-        Metric(
-            "balanced_accuracy", balanced_accuracy, label="balanced accuracy", axis="Balanced accuracy (%)", per="set",
-            better="higher", unchanged=None, failed=0.0, needs_labels=True, needs_all=True,
+        Metric.of_labels("top1", top1, "top-1", axis="Top-1 accuracy (%)"),
+        Metric.of_labels("top5", top5, "top-5"),
+        Metric.of_labels(
+            "balanced_accuracy", balanced_accuracy, "balanced accuracy", axis="Balanced accuracy (%)", per="set",
+            golden=False, needs_all=True,
         ),
         Metric("sdc1", sdc1, label="SDC-1 (silent)", axis="SDC-1, silent\n(% of answers)", silent=True),
         Metric("sdc5", sdc5, silent=True),
@@ -197,7 +188,6 @@ CLASSIFICATION = Task(
         "top1", "top5", "sdc1", "sdc5", "top1_changed", "nonfinite", *(m.name for m in DEVIATIONS),
     ),
     columns=(("top1", "top1_changed"), ("sdc1",), ("any_sdc1",), ("sdc",), ("due",)),
-    page_columns=("top1", "top1_changed", "sdc1", "any_sdc1", "sdc", "due", "masked"),
     panels=("sdc1", "sdc", "due"),
     curves=("top1", "top1_changed", "sdc"),
     compared=("top1", "top1_changed", "sdc_samples", "sdc"),
@@ -238,7 +228,6 @@ CLASS_OUTCOMES = Task(
     curves=("top1", "top1_changed", "sdc1"),
     compared=("top1", "top1_changed", "sdc1"),
     tiles=("sdc1", "due"),
-    sums=OUTCOME_SUMS,
     orders=(("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed")),
     labels="classes",
     takes_tolerance=False,

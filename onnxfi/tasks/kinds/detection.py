@@ -35,10 +35,9 @@ from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import one_line
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats, share
-from onnxfi.tasks.kinds.average_precision import ImageMatches, Precision, check_installed, matches
 from onnxfi.tasks.kinds.box_formats import FROM_ONE, BoxFormat
-from onnxfi.tasks.kinds.boxes import finite, pairs
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
+from onnxfi.tasks.kinds.boxes import ImageMatches, Precision, check_installed, finite, matches, pairs
+from onnxfi.tasks.task import Metric, Task
 
 #: Boxes that end below this are shares of the input, not pixels.
 _LARGEST_SHARE = 4.0
@@ -137,10 +136,7 @@ def _precision(pair: AnswerPair, part: str) -> float:
 
 
 def _of_labels(name: str, part: str, label: str, axis: str) -> Metric:
-    return Metric(
-        name, partial(_precision, part=part), label=label, axis=axis, per="set", better="higher", unchanged=None,
-        failed=0.0, needs_labels=True, golden=True, needs_all=True,
-    )  # fmt: skip
+    return Metric.of_labels(name, partial(_precision, part=part), label, axis=axis, per="set", needs_all=True)
 
 
 def detection(
@@ -205,7 +201,6 @@ def detection(
         curves=("ap50", "ivmod_sdc"),
         compared=("ap50", "ivmod_sdc", "sdc_samples", "sdc"),
         tiles=("ivmod_sdc", "ivmod_due"),
-        sums=OUTCOME_SUMS,
         orders=(("ivmod_sdc", "sdc_samples"), ("ivmod_due", "due_samples")),
         absent="the outputs are not read as detections; name the task with --task detection",
         labels="boxes",

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from onnxfi.tasks.answers import AnswerPair, share
-from onnxfi.tasks.task import OUTCOME_SUMS, OUTCOMES, Metric, Task
+from onnxfi.tasks.task import OUTCOMES, Metric, Task
 
 
 def changed(pair: AnswerPair) -> float:
@@ -62,6 +62,5 @@ DEVIATION = Task(
         *OUTCOMES, "nonfinite", "masked_samples", "sdc_samples", "due_samples", *(m.name for m in DEVIATIONS),
     ),
     columns=(("sdc_samples",), ("rel_l2",), ("max_abs",), ("cosine",), ("sdc",), ("due",)),
-    sums=OUTCOME_SUMS,
     orders=(("sdc_samples", "changed_samples"), ("changed", "changed_samples")),
 )  # fmt: skip

@@ -25,7 +25,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs, class_axes, stacked
 from onnxfi.runtime.engine.ports import Array, Port, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats, float64, share
 from onnxfi.tasks.class_scores import only_output
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
+from onnxfi.tasks.task import Metric, Task, labels_misfit
 
 #: Products of two vectors that are held at a time.
 _BLOCK = 1 << 22
@@ -164,9 +164,8 @@ def embedding(k: object = 1, cosine: object = 0.9) -> Task:
     return Task(
         "embedding",
         (
-            Metric(
-                "recall", rule.recall, label=f"recall@{k}", axis=f"Recall@{k} (%)", better="higher", unchanged=None,
-                failed=0.0, needs_labels=True, golden=True, needs_all=True,
+            Metric.of_labels(
+                "recall", rule.recall, f"recall@{k}", axis=f"Recall@{k} (%)", needs_all=True,
                 defined=lambda labels: bool(repeated(labels).any()),
             ),
             Metric(
@@ -179,12 +178,10 @@ def embedding(k: object = 1, cosine: object = 0.9) -> Task:
             ),
         ),
         columns=(("recall", "neighbour_changed"), ("mean_cosine",), ("sdc_samples",), ("sdc",), ("due",)),
-        page_columns=("recall", "neighbour_changed", "mean_cosine", "sdc_samples", "sdc", "due", "masked"),
         panels=("sdc_samples", "sdc", "due"),
         curves=("recall", "neighbour_changed", "sdc"),
         compared=("recall", "neighbour_changed", "sdc_samples", "sdc"),
         tiles=("sdc_samples", "due"),
-        sums=OUTCOME_SUMS,
         absent="the output is not read as embeddings; name the task with --task embedding",
         labels="classes",
         takes_tolerance=False,
@@ -208,9 +205,4 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
         return f"the output has {len(found)} rows for {data.samples} samples"
     if len(found) < 2:
         return "one sample has no neighbour; give 2 or more"
-    if data.labels is not None:
-        try:
-            as_kind("classes", data.labels)
-        except DataError as error:
-            return str(error)
-    return ""
+    return labels_misfit("classes", data)

@@ -30,14 +30,13 @@ import numpy as np
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.generation.generation_engine import SCORE, TOKENS, GenerationEngine
 from onnxfi.runtime.generation.greedy_loop import NO_TOKEN, LoopSettings
 from onnxfi.runtime.generation.prompts import Tokenizer, open_prompts
 from onnxfi.tasks.answers import AnswerPair, Flags, Floats, share
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
+from onnxfi.tasks.task import Metric, ModelOutputs, Task, labels_misfit
 
 #: A text repeats itself if so many of its last tokens have a period of so many, at least three times over.
 TAIL, LONGEST_PERIOD = 16, 8
@@ -175,7 +174,6 @@ def _ended(text: Text, end: int | None) -> bool:
 
 def _metrics(parts: Parts) -> tuple[Metric, ...]:
     end = parts.end
-    labelled = {"needs_labels": True, "golden": True, "better": "higher", "unchanged": None, "failed": 0.0}
     found = [
         Metric("changed", lambda pair: share(pair.once(changed)), label="changed outputs", axis="Changed\noutputs (%)"),
         Metric(
@@ -204,8 +202,8 @@ def _metrics(parts: Parts) -> tuple[Metric, ...]:
             )
         )  # fmt: skip
     if parts.tokenizer is not None:
-        found.append(Metric("exact", parts.exact, label="exact match", **labelled))  # type: ignore[arg-type]
-        found.append(Metric("rouge_l_label", parts.rouge_label, label="ROUGE-L to labels", **labelled))  # type: ignore[arg-type]
+        found.append(Metric.of_labels("exact", parts.exact, "exact match"))
+        found.append(Metric.of_labels("rouge_l_label", parts.rouge_label, "ROUGE-L to labels"))
     return tuple(found)
 
 
@@ -227,14 +225,9 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, parts: Parts) -> s
     if parts.tokenizer is not None and most >= parts.tokenizer.size:
         known = f"the tokenizer knows {parts.tokenizer.size:,}"
         return f"the model writes token {most:,}, and {known}; it is of another vocabulary"
-    if data.labels is not None:
-        if parts.tokenizer is None:
-            return "labels are texts, and no tokenizer makes texts of tokens; add tokenizer=FILE"
-        try:
-            as_kind("texts", data.labels)
-        except DataError as error:
-            return str(error)
-    return ""
+    if data.labels is not None and parts.tokenizer is None:
+        return "labels are texts, and no tokenizer makes texts of tokens; add tokenizer=FILE"
+    return labels_misfit("texts", data)
 
 
 def _driven(engine: Engine, *, how: LoopSettings, files: Mapping[str, str]) -> Engine:
@@ -314,7 +307,6 @@ def generation(
         curves=("changed", "sdc"),
         compared=("changed", "divergence", "sdc_samples", "sdc"),
         tiles=("sdc_samples", "due"),
-        sums=OUTCOME_SUMS,
         orders=(("divergence", "changed"), ("sdc_samples", "changed"), ("collapse", "changed")),
         absent="the model runs once and in no loop; name the task with --task generation",
         labels="texts",

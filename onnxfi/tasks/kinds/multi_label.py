@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs, class_axes, stacked
 from onnxfi.runtime.engine.ports import Array, Port, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats, float64, share
 from onnxfi.tasks.class_scores import only_output
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
+from onnxfi.tasks.task import Metric, Task
 
 Decisions = NDArray[np.int8]
 _NONE = -1
@@ -169,21 +168,19 @@ def score_kind(golden: Array) -> str:
     return "probabilities" if bool(((values >= 0) & (values <= 1)).all()) else "logits"
 
 
-def _of_labels(name: str, function: Callable[[AnswerPair], float], label: str, **more: Any) -> Metric:
-    return Metric(
-        name, function, label=label, per="set", better="higher", unchanged=None, failed=0.0, needs_labels=True,
-        golden=True, **more,
-    )  # fmt: skip
-
-
 def _task(name: str, threshold: object, metrics: Callable[[Decision], tuple[Metric, ...]], *, single: bool) -> Task:
     rule = Decision(_thresholds(threshold))
     own = metrics(rule)
     ranked = (
-        _of_labels(
-            "average_precision", _PRECISION.measure, "average precision", needs_all=True, defined=_PRECISION.defined
+        Metric.of_labels(
+            "average_precision",
+            _PRECISION.measure,
+            "average precision",
+            per="set",
+            needs_all=True,
+            defined=_PRECISION.defined,
         ),
-        _of_labels("roc_auc", _AREA.measure, "ROC-AUC", needs_all=True, defined=_AREA.defined),
+        Metric.of_labels("roc_auc", _AREA.measure, "ROC-AUC", per="set", needs_all=True, defined=_AREA.defined),
     )
     return Task(
         name,
@@ -197,7 +194,6 @@ def _task(name: str, threshold: object, metrics: Callable[[Decision], tuple[Metr
         curves=(own[0].name, "changed_labels", "sdc"),
         compared=(own[0].name, "changed_labels", "sdc_samples", "sdc"),
         tiles=("sdc_samples", "due"),
-        sums=OUTCOME_SUMS,
         absent=f"the output is not read as {name}; name the task with --task {name}",
         labels="multi-hot",
         takes_tolerance=False,
@@ -292,8 +288,8 @@ def multi_label(threshold: object = None) -> Task:
     return _task(
         "multi-label", threshold,
         lambda rule: (
-            _of_labels("f1_micro", rule.f1_micro, "F1 (micro)", axis="F1, micro (%)", needs_all=True),
-            _of_labels("f1_macro", rule.f1_macro, "F1 (macro)", axis="F1, macro (%)", needs_all=True),
+            Metric.of_labels("f1_micro", rule.f1_micro, "F1 (micro)", per="set", axis="F1, micro (%)", needs_all=True),
+            Metric.of_labels("f1_macro", rule.f1_macro, "F1 (macro)", per="set", axis="F1, macro (%)", needs_all=True),
         ),
         single=False,
     )  # fmt: skip
@@ -320,8 +316,8 @@ def binary(threshold: object = None) -> Task:
     return _task(
         "binary", threshold,
         lambda rule: (
-            _of_labels("accuracy", rule.accuracy, "accuracy", axis="Accuracy (%)"),
-            _of_labels("f1", rule.f1_micro, "F1", axis="F1 (%)", needs_all=True),
+            Metric.of_labels("accuracy", rule.accuracy, "accuracy", per="set", axis="Accuracy (%)"),
+            Metric.of_labels("f1", rule.f1_micro, "F1", per="set", axis="F1 (%)", needs_all=True),
         ),
         single=True,
     )  # fmt: skip

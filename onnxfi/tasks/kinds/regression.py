@@ -31,7 +31,7 @@ from onnxfi.runtime.engine.ports import shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats, difference, float64
 from onnxfi.tasks.class_scores import named_output
 from onnxfi.tasks.kinds.deviation import DEVIATIONS
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
+from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 _ABOVE_ZERO = (0.0, math.inf)
 
@@ -153,17 +153,12 @@ class Peak:
 
 
 def _error(name: str, function: Callable[[AnswerPair], float], label: str, unit: str) -> Metric:
-    return Metric(
-        name, function, label=label, per="set", unit=unit, bounds=_ABOVE_ZERO, unchanged=None, failed=math.inf,
-        needs_labels=True, golden=True,
-    )  # fmt: skip
+    limits: dict[str, Any] = {"bounds": _ABOVE_ZERO, "better": "lower", "failed": math.inf}
+    return Metric.of_labels(name, function, label, per="set", unit=unit, **limits)
 
 
 def _quality(name: str, function: Callable[[AnswerPair], float], label: str, unit: str, **more: Any) -> Metric:
-    return Metric(
-        name, function, label=label, per="set", unit=unit, better="higher", unchanged=None, failed=-math.inf,
-        needs_labels=True, golden=True, **more,
-    )  # fmt: skip
+    return Metric.of_labels(name, function, label, per="set", unit=unit, failed=-math.inf, **more)
 
 
 def _task(name: str, tolerance: object, relative: object, unit: object, own: Sequence[Metric]) -> Task:
@@ -186,7 +181,6 @@ def _task(name: str, tolerance: object, relative: object, unit: object, own: Seq
         curves=("sdc_samples",),
         compared=(headline, "rel_l2", "sdc_samples", "sdc"),
         tiles=("sdc_samples", "due"),
-        sums=OUTCOME_SUMS,
         orders=(("sdc_samples", "changed_samples"), ("changed", "changed_samples")),
         absent=f"the output is not read as numbers with labels; name the task with --task {name}",
         labels="numbers",

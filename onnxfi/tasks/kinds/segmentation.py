@@ -32,7 +32,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, Floats
 from onnxfi.tasks.class_scores import only_output
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, Task
+from onnxfi.tasks.task import Metric, Task
 
 Counts = NDArray[np.int64]
 
@@ -159,13 +159,6 @@ def _mean_of_classes(pair: AnswerPair, of: Callable[[Counts, Counts], Floats]) -
     return float(of(right[held > 0], both[held > 0]).mean()) if held.any() else np.nan
 
 
-def _of_labels(name: str, function: Callable[[AnswerPair], float], label: str, axis: str) -> Metric:
-    return Metric(
-        name, function, label=label, axis=axis, per="set", better="higher", unchanged=None, failed=0.0,
-        needs_labels=True, golden=True, needs_all=name != "pixel_accuracy",
-    )  # fmt: skip
-
-
 def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = "first") -> Task:
     """Return the task of a segmenter.
 
@@ -192,9 +185,9 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
     return Task(
         "segmentation",
         (
-            _of_labels("miou", miou, "mIoU", "Mean IoU (%)"),
-            _of_labels("dice", dice, "Dice", "Mean Dice coefficient (%)"),
-            _of_labels("pixel_accuracy", pixel_accuracy, "pixel accuracy", "Pixel accuracy (%)"),
+            Metric.of_labels("miou", miou, "mIoU", axis="Mean IoU (%)", per="set", needs_all=True),
+            Metric.of_labels("dice", dice, "Dice", axis="Mean Dice coefficient (%)", per="set", needs_all=True),
+            Metric.of_labels("pixel_accuracy", pixel_accuracy, "pixel accuracy", axis="Pixel accuracy (%)", per="set"),
             Metric("changed_pixels", changed_pixels, label="changed pixels", axis="Changed pixels (%)", per="set"),
         ),
         columns=(("miou",), ("pixel_accuracy",), ("changed_pixels",), ("sdc_samples",), ("sdc",), ("due",)),
@@ -202,7 +195,6 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
         curves=("miou", "changed_pixels"),
         compared=("miou", "changed_pixels", "sdc_samples", "sdc"),
         tiles=("sdc_samples", "due"),
-        sums=OUTCOME_SUMS,
         absent="the output is not read as masks; name the task with --task segmentation",
         labels="masks",
         takes_tolerance=False,

@@ -38,7 +38,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.class_scores import only_output
-from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
+from onnxfi.tasks.task import Metric, ModelOutputs, Task, labels_misfit
 
 _LARGEST_FILE, _MOST_LINES = 1 << 26, 1 << 20
 _KINDS = "scores [N,T,classes], tokens [N,T] or texts [N]"
@@ -250,10 +250,7 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
     return Task(
         "sequence",
         (
-            Metric(
-                "exact", exact, label="exact match", axis="Exact match (%)", better="higher", unchanged=None,
-                failed=0.0, needs_labels=True, golden=True,
-            ),
+            Metric.of_labels("exact", exact, "exact match", axis="Exact match (%)"),
             _rate("cer", _CER.measure, "CER", needs_labels=True, golden=True, unchanged=None, defined=_CER.defined),
             _rate("wer", _WER.measure, "WER", needs_labels=True, golden=True, unchanged=None, defined=_WER.defined),
             Metric("text_changed", text_changed, label="text changed", axis="Text changed (%)"),
@@ -265,7 +262,6 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
         curves=("exact", "text_changed", "sdc"),
         compared=("exact", "text_changed", "sdc_samples", "sdc"),
         tiles=("sdc_samples", "due"),
-        sums=OUTCOME_SUMS,
         orders=(("sdc_samples", "text_changed"),),
         absent="the output is not read as text; name the task with --task sequence:charset=FILE or tokenizer=FILE",
         labels="texts",
@@ -315,11 +311,8 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: Charset | Tok
             return f"the output is {array.dtype.name} {shape}; give charset=FILE or tokenizer=FILE to make text of it"
         elif why := how.misfit(array):
             return why
-    if data.labels is not None:
-        try:
-            as_kind("texts", data.labels)
-        except DataError as error:
-            return str(error)
+    if why := labels_misfit("texts", data):
+        return why
     library("rapidfuzz.distance", "metrics")
     return ""
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tiny_campaigns import mlp, ran, samples
 
+from onnxfi.analysis.exposure import resident_shares
 from onnxfi.analysis.planner.options import check_kinds, find_options
 from onnxfi.analysis.planner.plan_protection import plan_protection
 from onnxfi.analysis.planner.recorded_trials import RecordedTrials
-from onnxfi.analysis.residency import resident_shares
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError

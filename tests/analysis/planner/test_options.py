@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from onnxfi.analysis.planner.budget import parse_budget
+from onnxfi.analysis.planner.options import parse_budget
 from onnxfi.errors import InputError
 
 WHOLE = {"bytes": 1000.0, "macs": 5e6}
