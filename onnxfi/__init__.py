@@ -22,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 #: Each public name with its module. The stub is their one list, which type checkers read too (as in SPEC 1).
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _HOME = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.M)}
-__all__ = list(sorted(_HOME))
+__all__ = tuple(sorted(_HOME))
 
 
 def __getattr__(name: str) -> Any:

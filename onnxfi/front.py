@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.numbers import named_whole, seconds
+from onnxfi.numbers import named_whole, optional_whole, seconds
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -109,9 +109,8 @@ def run(
     """
     from onnxfi.campaign.run import runner
 
-    workers, kept_bytes = worker_count(workers), named_whole("kept_bytes", kept_bytes)
-    if worker_memory_bytes is not None:
-        worker_memory_bytes = named_whole("worker_memory_bytes", worker_memory_bytes)
+    workers, kept_bytes = named_whole("workers", workers), named_whole("kept_bytes", kept_bytes)
+    worker_memory_bytes = optional_whole("worker_memory_bytes", worker_memory_bytes)
     shard = None if shard is None else (named_whole("shard", shard[0]), named_whole("shard", shard[1]))
     timeout_s = None if timeout_s is None else seconds(timeout_s)
     deadline = None if time_s is None else time.monotonic() + seconds(time_s)
@@ -132,11 +131,6 @@ def run(
     if scratch is not None:
         weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
     return found
-
-
-def worker_count(given: Any) -> int:
-    """Return a number of worker processes; InputError for what is none."""
-    return named_whole("workers", given)
 
 
 def kept_campaign(model: ModelLike | Campaign, data: Any, store: Path, fields: dict[str, Any]) -> Campaign:

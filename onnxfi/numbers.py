@@ -60,16 +60,24 @@ def whole_number(value: Any) -> int:
     raise ValueError("not whole")
 
 
-def named_whole(name: str, value: Any) -> int:
-    """Return a whole number that a caller gave; InputError for what is none.
+def named_whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """Return a whole number that a caller gave; InputError for what is none, or lies beyond these ends.
 
-    >>> named_whole("flips", "2")
+    >>> named_whole("flips", "2", 1, 1000)
     2
     """
     try:
-        return whole_number(value)
+        found = whole_number(value)
     except ValueError:
         raise InputError(f"{name} must be a whole number; given {str(value)[:60]!r}") from None
+    if least is not None and most is not None and not least <= found <= most:
+        raise InputError(f"{name} {found} is out of range; give a whole number from {least} to {most:,}")
+    return found
+
+
+def optional_whole(name: str, value: Any) -> int | None:
+    """Return a whole number that a caller may give."""
+    return None if value is None else named_whole(name, value)
 
 
 def named_number(name: str, value: Any) -> float:

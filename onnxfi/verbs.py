@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.front import kept_campaign, kept_data, kept_model, worker_count
-from onnxfi.numbers import seconds
+from onnxfi.front import kept_campaign, kept_data, kept_model
+from onnxfi.numbers import named_whole, seconds
 
 if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment, OnPhase
@@ -92,8 +92,8 @@ def assess(
     file = kept_model(model, folder / "given")
     samples = kept_data(data, file, folder / "given", fields)
     return assess_files(
-        file, samples, out=folder, time_s=seconds(time_s), environment=environment, workers=worker_count(workers),
-        on_phase=on_phase, **fields,
+        file, samples, out=folder, time_s=seconds(time_s), environment=environment,
+        workers=named_whole("workers", workers), on_phase=on_phase, **fields,
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def check(
     from onnxfi.campaign.gate.check import check as check_files
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
-    given, workers = {**fields, **({} if data is None else {"data": data})}, worker_count(workers)
+    given, workers = {**fields, **({} if data is None else {"data": data})}, named_whole("workers", workers)
     wanted = budget if isinstance(budget, Budget) else load_budget(budget, allow_code=allow_code, instead=given)
     with scratch_folder() as folder:
         place = folder / "given" if store is None else Path(store)
@@ -216,7 +216,7 @@ def compare(
         if not isinstance(data, Campaign):
             samples = kept_data(data, files[0], folder / "given", fields) if files else None
             data = Campaign(model="", data=samples, **fields)
-        found = compare_files(files, data, folder, workers=worker_count(workers), on_start=on_start)
+        found = compare_files(files, data, folder, workers=named_whole("workers", workers), on_start=on_start)
     forget(found)
     return found
 

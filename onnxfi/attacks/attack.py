@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from onnxfi.faults.space import FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, Sampler, draw_faults
 from onnxfi.graph.model.loading import Model, ModelLike, load, stored_form
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
-from onnxfi.numbers import named_whole
+from onnxfi.numbers import named_whole, optional_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import as_kind
 from onnxfi.runtime.data.sources import open_data
@@ -37,7 +37,7 @@ from onnxfi.tasks.registry import AUTO
 RANDOM_COUNTS = (1, 10, 100, 1_000, 10_000)
 #: A network guesses at random from this multiple of the accuracy of guessing on.
 _NEAR_CHANCE = 1.1
-_MOST_FLIPS, _MOST_SEEDS, _MOST_CANDIDATES = 1_000, 100, 100_000
+_MOST_SEEDS = 100
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,13 @@ def attack(
     >>> found.searches[0].golden > 0.85, found.searches[0].harm[0].accuracy < 0.3
     (True, True)
     """
-    attack_samples, seed, seeds, random_trials = _counts(attack_samples, seed, seeds, random_trials)
-    names = "flips", "candidates", "first_tensors", "screen"
-    steps = map(named_whole, names, (flips, candidates, first_tensors, screen))
-    rules = _rules(Rules(method, *steps), attack_samples, gradients)
-    goal, opened = _goal(source_class, target_class), load(model)
+    attack_samples, seed = named_whole("attack_samples", attack_samples), named_whole("seed", seed)
+    seeds = named_whole("seeds", seeds, 1, _MOST_SEEDS)
+    random_trials = named_whole("random_trials", random_trials, 0, 10_000)
+    given = {"flips": flips, "candidates": candidates, "first_tensors": first_tensors, "screen": screen}
+    rules = _rules(method, given, attack_samples, gradients)
+    goal = Goal(optional_whole("source_class", source_class), optional_whole("target_class", target_class))
+    opened = load(model)
     space = (selector or Selector(role=("weight",))).space(opened.targets, Flip())
     if gradients is not None:
         check_gradients(gradients, space)
@@ -278,9 +280,7 @@ def attack(
             follow = None if progress is None else partial(progress, number)
             chosen = chosen_flips(path, space, batch, goal, rules, fields, Path(folder), slopes, follow)
             trials = FlipTrials(path, scored, goal, fields)
-            faults = _faults(opened, chosen, space)
-            harm = tuple(trials.harm(faults.pick(slice(0, k))) for k in range(1, len(faults) + 1))
-            searches.append(Search(number, chosen, trials.accuracy, harm, trials.success))
+            searches.append(Search(number, chosen, trials.accuracy, _harm(trials, opened, chosen), trials.success))
             if number == seed:
                 defended = tuple(
                     _defended(m, k, chosen, scored, goal, fields, Path(folder)) for k, m in enumerate(also)
@@ -302,30 +302,11 @@ def _classifying(fields: Mapping[str, Any], data: Data) -> dict[str, Any]:
     return {**fields, "task": CLASSIFICATION.name} if fields.get("task", AUTO) == AUTO else {**fields}
 
 
-def _counts(attack_samples: int, seed: int, seeds: int, random_trials: int) -> tuple[int, int, int, int]:
-    """Return these numbers as Python's; InputError for one that is none, or out of range."""
-    seeds, random_trials = named_whole("seeds", seeds), named_whole("random_trials", random_trials)
-    _check_range("seeds", seeds, 1, _MOST_SEEDS)
-    _check_range("random_trials", random_trials, 0, 10_000)
-    return named_whole("attack_samples", attack_samples), named_whole("seed", seed), seeds, random_trials
-
-
-def _check_range(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise InputError(f"{name} {value} is out of range; give a whole number from {least} to {most:,}")
-
-
-def _goal(source_class: int | None, target_class: int | None) -> Goal:
-    classes = {"source_class": source_class, "target_class": target_class}
-    return Goal(*(None if number is None else named_whole(name, number) for name, number in classes.items()))
-
-
 def _samples(opened: Model, data: Any, fields: dict[str, Any]) -> Data:
     """Open the samples, and take what says how from the fields."""
     reading = {name: fields.pop(name) for name in ("preprocess", "labels") if name in fields}
-    limit, axis = fields.pop("samples", None), named_whole("batch_axis", fields.get("batch_axis", 0))
-    limit = None if limit is None else named_whole("samples", limit)
-    return open_data(data, inputs_of(opened.proto), limit=limit, batch_axis=axis, **reading)
+    limit, axis = optional_whole("samples", fields.pop("samples", None)), fields.get("batch_axis", 0)
+    return open_data(data, inputs_of(opened.proto), limit=limit, batch_axis=named_whole("batch_axis", axis), **reading)
 
 
 def _format(target: Target) -> str:
@@ -353,31 +334,32 @@ def _defended(
     if lacking:
         raise InputError(f"{opened.name} has no tensor of {lacking[0]!r}; give a version of the same network")
     trials = FlipTrials(_kept(model, folder / f"also-{number}.onnx"), scored, goal, fields)
-    sites = [flip.site for flip in chosen]
-    faults = sample(opened, sites=sites).faults if sites else None
-    harm = () if faults is None else tuple(trials.harm(faults.pick(slice(0, k))) for k in range(1, len(faults) + 1))
+    harm = _harm(trials, opened, chosen)
     trials.executor.close()
     return Defended(opened.name, trials.accuracy, harm, trials.success)
 
 
-def _rules(given: Rules, attack_samples: int, gradients: object) -> Rules:
+def _rules(method: str, given: Mapping[str, int], attack_samples: int, gradients: object) -> Rules:
     """Return the rules of a search; InputError for one that cannot be."""
-    if given.method not in METHODS:
-        raise InputError(f"unknown method {given.method!r}{closest(given.method, METHODS)}")
-    if (given.method == "gradient") != (gradients is not None):
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{closest(method, METHODS)}")
+    if (method == "gradient") != (gradients is not None):
         raise InputError("the method gradient takes gradients by tensor, and no other does; give both or neither")
-    _check_range("flips", given.flips, 1, _MOST_FLIPS)
-    _check_range("candidates", given.candidates, 1, _MOST_CANDIDATES)
-    _check_range("first_tensors", given.first_tensors, 1, 1_000)
-    _check_range("screen", given.screen, 0, max(attack_samples, 0))
-    return given
+    least = {"flips": 1, "candidates": 1, "first_tensors": 1, "screen": 0}
+    most = {"flips": 1_000, "candidates": 100_000, "first_tensors": 1_000, "screen": max(attack_samples, 0)}
+    return Rules(method, **{name: named_whole(name, value, least[name], most[name]) for name, value in given.items()})
 
 
-def _faults(model: Model, chosen: Sequence[ChosenFlip], space: FaultSpace) -> Faults:
-    """Return the chosen flips as faults with their words, in the order in which they were chosen."""
-    if not chosen:
-        return Faults(model.targets, draw_faults(space, Sampler("count", n=0), Flip()).sites, (Flip(),))
-    return sample(model, sites=[flip.site for flip in chosen]).faults
+def _first_flips(model: Model, chosen: Sequence[ChosenFlip]) -> Iterator[Faults]:
+    """Yield the first k of the chosen flips, with their words, for each k."""
+    faults = sample(model, sites=[flip.site for flip in chosen]).faults if chosen else ()
+    for k in range(1, len(faults) + 1):
+        yield faults[:k]
+
+
+def _harm(trials: FlipTrials, model: Model, chosen: Sequence[ChosenFlip]) -> tuple[Harm, ...]:
+    """Return the effect of the first k of the chosen flips, for each k."""
+    return tuple(map(trials.harm, _first_flips(model, chosen)))
 
 
 def _random_harm(trials: FlipTrials, space: FaultSpace, repeats: int, seed: int) -> tuple[RandomHarm, ...]:
@@ -396,11 +378,11 @@ def _random_harm(trials: FlipTrials, space: FaultSpace, repeats: int, seed: int)
 
 def _write(out: Path, model: Model, space: FaultSpace, chosen: Sequence[ChosenFlip]) -> None:
     """Write a fault list whose trial k has the first k flips."""
-    faults, how = _faults(model, chosen, space), Sampler("sites", n=len(chosen))
+    how = Sampler("sites", n=len(chosen))
     named = Selector(include=tuple("=" + target.id for target in space.targets))
     header = Header(model.digest, "flip", named, how, population=space.size, file=str(model.path or ""))
     with atomic_files([out]) as (stream,):
         stream.write(f"{header.line()}\n".encode())
-        for k in range(1, len(faults) + 1):
-            for line in trial_lines(k, faults.pick(slice(0, k)), how, range(len(model.targets))):
+        for k, faults in enumerate(_first_flips(model, chosen), 1):
+            for line in trial_lines(k, faults, how, range(len(model.targets))):
                 stream.write(f"{line}\n".encode())

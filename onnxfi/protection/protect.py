@@ -16,7 +16,7 @@ from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.graph.write.output_file import check_output_files, output_files
-from onnxfi.numbers import named_whole
+from onnxfi.numbers import optional_whole
 from onnxfi.protection.calibration import calibration_record
 from onnxfi.protection.drift import Drift, find_drift
 from onnxfi.protection.protection import Protection, Setting
@@ -195,7 +195,7 @@ def _planned(
 
 def _raised(model: Model, opset: int | None) -> tuple[Model, list[str]]:
     """Return the model at a higher opset where that is asked for."""
-    own, opset = opset_of(model.proto), None if opset is None else named_whole("opset", opset)
+    own, opset = opset_of(model.proto), optional_whole("opset", opset)
     if opset is None or opset == own:
         return model, []
     if opset < own:
