@@ -352,9 +352,9 @@ def _rules(method: str, given: Mapping[str, int], attack_samples: int, gradients
 
 def _first_flips(model: Model, chosen: Sequence[ChosenFlip]) -> Iterator[Faults]:
     """Yield the first k of the chosen flips, with their words, for each k."""
-    faults = sample(model, sites=[flip.site for flip in chosen]).faults if chosen else ()
-    for k in range(1, len(faults) + 1):
-        yield faults[:k]
+    if chosen:
+        faults = sample(model, sites=[flip.site for flip in chosen]).faults
+        yield from (faults[:k] for k in range(1, len(faults) + 1))
 
 
 def _harm(trials: FlipTrials, model: Model, chosen: Sequence[ChosenFlip]) -> tuple[Harm, ...]:
