@@ -13,7 +13,7 @@ from onnxfi.cli.options import CODE, JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT, STORE
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.report.rates import Fold
+    from onnxfi.campaign.report.rates import CampaignRates, Fold
     from onnxfi.campaign.report.report import Report
     from onnxfi.campaign.run.adaptive_rounds import Look, Ranking
     from onnxfi.statistics.intervals import Interval
@@ -383,7 +383,7 @@ def _share(value: float) -> str:
     return f"{100 * value:.3f} %"
 
 
-def _golden(metric: Metric | None, found: Report) -> str:
+def _golden(metric: Metric | None, found: CampaignRates) -> str:
     value = None if metric is None else found.golden["metrics"].get(metric.name)
     return "-" if metric is None or value is None else metric.text(float(value))
 
