@@ -175,3 +175,12 @@ def test_kernels_that_saturate_prove_what_no_pair_of_products_exceeds(tensor: st
             known = channel == 1 and (tensor == "b3" or abs(number) <= 64)
             assert row.tolist() == (every.tolist() if known else [UNKNOWN] * SAMPLES)
         assert (limited.several(elements, before, after) == UNKNOWN).all() == (channel == 0 or tensor != "b3")
+
+
+def test_several_faults_where_sums_saturate_are_left_to_a_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.integers(0, 128, (SAMPLES, 2, 6, 6)).astype(np.float32)
+    proofs = replace(proofs_of(tmp_path, network(rng, coarse=False), x, "w3"), largest=np.full(CLASSES, 96.0))
+    two = np.array([3, 4]), np.array([1, 1], np.int8), np.array([95, 95], np.int8)
+    assert (proofs.several(*two) == UNKNOWN).all()
+    assert (proofs.several(*(array[:1] for array in two)) != UNKNOWN).all()
