@@ -388,12 +388,16 @@ class Segmentation:
         found = [self.net.proto.graph.node[k] for k in channels.lookups]
         return tuple(node.output[0] for node in found), tuple(node.input[1] for node in found)
 
-    def _looked_up_before(self, channels: OutputChannels) -> bool:
-        """Return whether rows are looked up in segments before that of the channels, which end it."""
-        values = self.looked_up(channels)[0]
+    def _looked_up_before(self, where: TensorLocation, channels: OutputChannels) -> bool:
+        """Return whether rows are looked up in segments before that of the channels, which end it.
+
+        By indices that no fault in the tensor reaches: others may look up other rows than the golden ones.
+        """
+        values, indices = self.looked_up(channels)
         last = self.within[channels.output]
         return (
-            self.is_boundary(channels.output)
+            not reachable_subgraph(self.net, [where.fed], outputs=indices).outputs
+            and self.is_boundary(channels.output)
             and all(name in self.within and self.within[name] < last for name in values)
             and self.activation_entries(values) is not None
         )
@@ -414,7 +418,7 @@ class Segmentation:
         if found.constant and not whole.rebuilt and math.prod(self.net.stored[where.fed].dims) < _WORTH_A_SESSION:
             return whole
         if found.lookups:
-            if not self._looked_up_before(found):
+            if not self._looked_up_before(where, found):
                 return whole
             nodes, inputs = with_inputs(self.net, set(found.nodes), frozenset((where.fed,)))
             subgraph = Subgraph(nodes, inputs, (found.output,))

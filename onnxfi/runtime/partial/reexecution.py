@@ -365,8 +365,9 @@ class ChannelDelta(Reexecution):
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
         self._check_golden(k)
         if self.lookups is not None:
-            with FaultyWords(self.tensor, faults, self.location):
-                rows_read = self.lookups.changed(k, self.tensor, faults.of(self.location)[0])
+            golden = self.lookups.golden_indices(k)
+            with FaultyWords(self.tensor, faults, self.location) as tensor:
+                rows_read = self.lookups.changed(golden, tensor, faults.of(self.location)[0])
             if rows_read:
                 faults.computed.pop(k, None)
                 return self.lookups.run(k, rows_read, partial(self._replace_channels, faults))

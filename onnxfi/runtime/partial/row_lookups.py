@@ -41,10 +41,16 @@ class RowLookups:
         """Return the entry subgraphs of the rows."""
         return [self._opened(entry) for entry in self.segmented.segmentation.activation_entries(self.values) or ()]
 
-    def changed(self, k: int, tensor: Array, faulty: NDArray[np.int64]) -> dict[str, Array]:
-        """Return the activations of batch k that hold faulty rows of a tensor, given its faulty elements."""
+    def golden_indices(self, k: int) -> Mapping[str, Array]:
+        """Return the golden indices of batch k.
+
+        A session may run for them, and other threads have their turn meanwhile: so no tensor may be faulty then.
+        """
+        return self.segmented.golden.values(k, tuple(dict.fromkeys(self.indices)))
+
+    def changed(self, golden: Mapping[str, Array], tensor: Array, faulty: NDArray[np.int64]) -> dict[str, Array]:
+        """Return the activations that hold faulty rows of a tensor, by the golden indices and its faulty elements."""
         rows, found = np.unique(faulty // (tensor.size // len(tensor))), {}
-        golden = self.segmented.golden.values(k, tuple(dict.fromkeys(self.indices)))
         for name, index in zip(self.values, self.indices, strict=True):
             if np.isin(golden[index] % len(tensor), rows).any():
                 found[name] = np.take(tensor, golden[index], 0)

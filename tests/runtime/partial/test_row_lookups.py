@@ -19,6 +19,8 @@ from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import Sites
 from onnxfi.faults.trials import Faults
 from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.partial.golden_cache import GoldenCache
+from onnxfi.runtime.partial.reexecution import FaultyWords
 
 WORDS, WIDTH = 64, 32
 HEADS = {
@@ -82,3 +84,40 @@ def test_rows_by_computed_indices_and_by_two_lookups(tied: Callable[..., TrialEx
         route, found = routed(bench, faults)
         assert found is not None and route == "channel-delta"
         assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
+
+
+def test_rows_by_an_index_that_a_fault_can_change(tied: Callable[..., TrialExecutor]) -> None:
+    chained = (
+        "r0 = Gather(E, ids) x0 = MatMul(r0, w0) x1 = Relu(x0) i = ArgMax<axis = 2, keepdims = 0>(x1) r = Gather(E, i)"
+    )
+    bench = tied("transposed", chained)
+    for row in range(12):
+        faults = in_embedding(bench, (row * WIDTH + 25, 31))
+        route, found = routed(bench, faults)
+        assert found is not None and route == "partial"
+        assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
+
+
+def test_no_session_runs_for_golden_values_while_a_tensor_is_faulty(
+    tied: Callable[..., TrialExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, faulty, values = tied("transposed", "j = Sub(ids, one) r = Gather(E, j)"), list[object](), GoldenCache.values
+    enter, leave = FaultyWords.__enter__, FaultyWords.__exit__
+
+    def entered(words: FaultyWords) -> np.ndarray:
+        faulty.append(words)
+        return enter(words)
+
+    def left(words: FaultyWords, *error: object) -> None:
+        leave(words, *error)
+        faulty.remove(words)
+
+    def asked(golden: GoldenCache, *names: object) -> object:
+        assert not faulty
+        return values(golden, *names)
+
+    monkeypatch.setattr(FaultyWords, "__enter__", entered)
+    monkeypatch.setattr(FaultyWords, "__exit__", left)
+    monkeypatch.setattr(GoldenCache, "values", asked)
+    for row in (3, 50):
+        assert routed(bench, in_embedding(bench, (row * WIDTH + 4, 24)))[0] == "channel-delta"
