@@ -11,8 +11,8 @@ The names below are resolved when they are used: importing onnxfi loads neither 
 
 import importlib
 import os
+import pkgutil
 import re
-from pathlib import Path
 from typing import Any
 
 # From 1.29 on ONNX Runtime sends usage data to its maker once it is imported, and leaves a device id and a queue of
@@ -20,7 +20,7 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 #: Each public name with its module. The stub is their one list, which type checkers read too (as in SPEC 1).
-_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_STUB = (pkgutil.get_data(__name__, "__init__.pyi") or b"").decode()
 _HOME = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.M)}
 __all__ = tuple(sorted(_HOME))
 

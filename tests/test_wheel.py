@@ -98,6 +98,12 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_it_is_imported_from_an_archive(wheel: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import onnxfi; print(onnxfi.__file__, onnxfi.parse_fault('flip'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(wheel / "onnxfi" / "__init__.py"), "flip"]
+
+
 def test_it_works_alone(wheel: Path, tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
