@@ -215,8 +215,8 @@ def attack(
     flips : int
         The most flips.
     source_class, target_class : int, optional
-        Classes of a targeted attack: samples of `source_class` (None: of all others) are to be answered as
-        `target_class`, the others as before.
+        Classes of a targeted attack, as places of their scores from 0: samples of `source_class` (None: of all
+        others) are to be answered as `target_class`, the others as before.
     attack_samples : int
         Samples of the attack batch.
     candidates : int

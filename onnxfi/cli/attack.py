@@ -24,7 +24,7 @@ _LONGEST_SITE = 36
 _OPTIONS = (
     click.option("--method", default="search", show_default=True, metavar="METHOD", help="search: run candidates of every tensor, keep the best, one flip after the other; gradient: the same with candidates from --gradients; sign, exponent: that bit of the largest words of the first tensors, nothing is run."),
     click.option("--flips", type=int, default=10, show_default=True, metavar="K", help="The most flips."),
-    click.option("--source-class", type=int, metavar="CLASS", help="With --target-class: the class whose samples are attacked (default: all others)."),
+    click.option("--source-class", type=int, metavar="CLASS", help="With --target-class: the class whose samples are attacked (default: all others), as the place of its score, from 0."),
     click.option("--target-class", type=int, metavar="CLASS", help="Class as which the attacked samples are to be answered, the other samples as before (default: any wrong class)."),
     click.option("--attack-samples", type=int, default=64, show_default=True, metavar="N", help="Samples, at random, that flips are tried on; all others are scored."),
     click.option("--candidates", type=int, default=32, show_default=True, metavar="N", help="Flips of each tensor that are run in each round."),

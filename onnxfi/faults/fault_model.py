@@ -208,7 +208,7 @@ class FaultModel:
     def require_known(self, key: str, known: Iterable[str], allowed: str = "") -> None:
         """Raise FaultError for a parameter that is none of the known texts."""
         if getattr(self, key) not in known:
-            given = f"{key}={getattr(self, key)[:40]!r}"
+            given = f"{key}={str(getattr(self, key))[:40]!r}"
             raise FaultError(f"fault {self.name!r}: {given} is unknown; give {allowed or ', '.join(known)}")
 
     def __str__(self) -> str:

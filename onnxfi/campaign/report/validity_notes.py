@@ -38,13 +38,15 @@ def notes(found: CampaignRates) -> Iterator[str]:
 
 
 def protection_notes(found: CampaignRates) -> Iterator[str]:
-    """Yield what detectors and a memory code did: DUE trials by cause, and blocks by what became of them."""
+    """Yield DUE trials by cause where errors or detectors made them, and blocks by what a memory code made of them."""
     causes = found.causes()
     mine = sum(causes.get(cause, 0) for cause in PROTECTING)
+    by_cause = ", ".join(f"{cause} {n:,}" for cause, n in causes.items())
     if mine:
-        by_cause = ", ".join(f"{cause} {n:,}" for cause, n in causes.items())
         total = sum(causes.values())
         yield f"DUE trials by cause: {by_cause}; {mine:,} of {total:,} detected by a protection, the others without one"
+    elif causes.get("error"):  # also of a mistake in a decode of the user's own
+        yield f"DUE trials by cause: {by_cause}; error: the runtime, a stage or the decoding of the outputs failed"
     blocks = found.blocks()
     if blocks is not None:
         counts = ", ".join(f"{n:,} {status}" for status, n in blocks.items())

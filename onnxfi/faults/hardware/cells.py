@@ -128,7 +128,7 @@ class AsymmetricFlip(FaultModel):
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        shares = min(self.up, self.down) >= 0 and max(self.up, self.down) == 1
+        shares = all(0 <= share <= 1 for share in (self.up, self.down)) and 1 in (self.up, self.down)
         self.require(shares, "up,down", "1 for the likelier direction and its share, from 0 to 1, for the other")
 
     def draw_parameters(self, raw: int, word: Word) -> FaultModel:

@@ -31,7 +31,8 @@ class Description:
         """Return the content of a file; FaultError if it cannot be read, or is too large."""
         try:
             if not Path(file).is_file():
-                raise FaultError(f"cannot read the {self.what} {file!r}: there is no such file")
+                why = "it is no file" if Path(file).exists() else "there is no such file"
+                raise FaultError(f"cannot read the {self.what} {file!r}: {why}")
             with Path(file).open("rb") as stream:
                 text = stream.read(self.max_bytes + 1)
         except (OSError, ValueError) as error:
@@ -43,7 +44,7 @@ class Description:
     def parse(self, text: bytes, file: str) -> dict[str, Any]:
         """Return the object that a content holds; FaultError for other keys or another version."""
         try:
-            row = json.loads(text, parse_constant=_refuse, parse_float=number)
+            row = json.loads(text, parse_constant=_refuse, parse_float=lambda text: float(text) or number(text))
         except InputError as error:
             raise FaultError(f"{self.what} {file!r}: {error}") from None
         except (ValueError, RecursionError):

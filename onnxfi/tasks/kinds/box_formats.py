@@ -47,6 +47,8 @@ _ROLES = {
 #: Factors of the offsets of SSD, of centres and of sizes.
 _VARIANCES = (0.1, 0.2)
 RAW = ("yolo", "yolov5", "ssd")
+#: Most axes of an output of boxes.
+_BOXES_RANK = 3
 #: Formats whose classes count from 1 unless `first_class` says otherwise.
 FROM_ONE = ("tensorflow", "torchvision")
 #: Kinds of numpy's types that hold no boxes: text, objects and complex numbers.
@@ -207,7 +209,10 @@ def roles(arrays: Mapping[str, Array]) -> dict[str, str]:
         named = [name for name, array in arrays.items() if name not in found.values() and _named(role, name, array)]
         if len(named) == 1:
             found[role] = named[0]
-    rank = max((array.ndim for array in arrays.values()), default=0)
+    # Masks have four axes; of two other outputs of four columns, that of the higher rank has the boxes.
+    rank = max(
+        (array.ndim for array in arrays.values() if array.ndim <= _BOXES_RANK and array.shape[-1:] == (4,)), default=0
+    )
     padded = any(array.ndim == 3 for array in arrays.values())
     for name, array in arrays.items():
         if name not in found.values():
@@ -238,8 +243,6 @@ def format_of(arrays: Mapping[str, Array]) -> str:
         (array,) = arrays.values()
         if array.shape[-1:] == (6,) and array.ndim in (2, 3):
             return "rows"
-        if array.ndim == 2 and array.shape[1] == 7:
-            return "end2end"
         if array.ndim == 3 and 4 < array.shape[1] < array.shape[2]:
             return "yolo"
     else:

@@ -75,3 +75,9 @@ def test_the_rarer_direction_has_its_share() -> None:
     assert AsymmetricFlip(1, 0).draw_parameters(5, WORDS["float32"]) == StuckAt1()
     with pytest.raises(FaultError, match="likelier"):
         AsymmetricFlip(0.5, 0.5)
+
+
+@pytest.mark.parametrize("shares", ["up=1,down=nan", "up=nan,down=1", "up=0.5,down=0.5", "up=1,down=-0.1"])
+def test_an_asymmetric_flip_has_a_likelier_direction_and_a_share(shares: str) -> None:
+    with pytest.raises(FaultError, match="give 1 for the likelier direction"):
+        parse_fault(f"asymmetric-flip:{shares}")

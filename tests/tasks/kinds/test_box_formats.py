@@ -15,7 +15,7 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import Floats
-from onnxfi.tasks.kinds.box_formats import FORMATS, BoxFormat, format_of
+from onnxfi.tasks.kinds.box_formats import FORMATS, BoxFormat, format_of, roles
 
 #: Three samples: two boxes, none, one; x1, y1, x2, y2, score, class. No two overlap.
 BOXES = (
@@ -104,7 +104,7 @@ def test_every_format_gives_the_same_boxes(name: str) -> None:
     assert [len(boxes) for boxes in only_strong] == [1, 0, 1]
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"yolov5"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"yolov5", "end2end"}))
 def test_names_and_shapes_tell_the_format(name: str) -> None:
     arrays = torchvision(0) if name == "torchvision" else WRITTEN[name]()
     assert format_of(arrays) == name
@@ -128,6 +128,15 @@ def test_one_sample_may_come_without_an_axis_of_samples(k: int) -> None:
     assert_boxes(read(BoxFormat("torchvision"), unnamed, 1), BOXES[k : k + 1])
     for array in (BOXES[k], BOXES[k][None]):
         assert_boxes(read(BoxFormat("rows"), {"dets": array.astype(np.float32)}, 1), BOXES[k : k + 1])
+
+
+@pytest.mark.parametrize("width", [4, 28])
+def test_masks_beside_boxes_are_no_boxes(width: int) -> None:
+    kinds = np.zeros(5, np.int64)
+    listed = {"1": np.zeros((5, 4)), "2": kinds, "3": np.zeros(5), "4": np.zeros((5, 1, 28, width))}
+    padded = {"1": np.zeros((1, 5, 4)), "2": kinds[None], "3": np.zeros((1, 5)), "4": np.zeros((1, 5, 28, width))}
+    assert [format_of(listed), format_of(padded)] == ["torchvision", "padded"]
+    assert roles(listed)["boxes"] == roles(padded)["boxes"] == "1"
 
 
 @pytest.mark.parametrize("named", [True, False])
