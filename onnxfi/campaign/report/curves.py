@@ -182,10 +182,12 @@ def accuracy_figure(found: Sequence[CampaignRates], spread: str = "interval") ->
         missing = "No bit error rates here: run a sweep with --ber for accuracy over rates."
         return Figure("accuracy", f"Accuracy over {over}", missing)
     task = swept[0][0].task
-    metric = task.first(task.curves, [n for n in task.curves if all(_with(one.by_rate, n) for one, _ in swept)])
+    metric = task.first(
+        task.curves, [n for n in task.curves if all(n in one.telling and _with(one.by_rate, n) for one, _ in swept)]
+    )
     name = metric.name
     named = metric.axis.partition(" (")[0] if metric == task.accuracy else metric.label
-    title = f"{named[0].upper()}{named[1:]} over {over}"
+    title = f"{named if named[1:2].isupper() else named[0].upper() + named[1:]} over {over}"  # mIoU stays
     series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
     text = " ".join(f"{label}: {numbers_text(rows)}." for _, label, rows in series)
     drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"

@@ -101,7 +101,7 @@ def lost_answers(found: CampaignRates) -> dict[str, Interval]:
 def measured(found: CampaignRates) -> tuple[Metric, float]:
     """Return the metric of a curve, and its value without faults."""
     metrics = found.golden["metrics"]
-    metric = found.task.first(found.task.curves, metrics)
+    metric = found.task.first(found.task.curves, found.telling)
     golden = metrics.get(metric.name, metric.unchanged)
     return metric, 0.0 if golden is None else float(golden)
 

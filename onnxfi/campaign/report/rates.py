@@ -157,11 +157,18 @@ class CampaignRates:
         with Store.open(self.store, checked=True) as opened:
             return Header.parse(opened.get("header"), str(self.store))
 
+    @property
+    def telling(self) -> tuple[str, ...]:
+        """The metrics of the golden run that a fault can worsen: not those that are at their worst already."""
+        measured, metrics = self.golden["metrics"], self.task.by_name
+        worst = {name: metrics[name].bounds[metrics[name].better == "lower"] for name in measured if name in metrics}
+        return tuple(name for name, value in measured.items() if value is None or value != worst.get(name))
+
     @cached_property
     def trials(self) -> TrialColumns:
         """The trials as columns, with the metrics that findings and pages ask of each; read from the store once."""
         task = self.task
-        asked = [task.metric(task.headline), task.first(task.curves, self.golden["metrics"])]
+        asked = [task.metric(task.headline), task.first(task.curves, self.telling)]
         asked += [task.metric(name) for name in ("sdc", "sdc_samples", "due_samples")]
         if task.accuracy is not None:
             asked.append(task.accuracy)

@@ -15,6 +15,7 @@ from onnxfi.campaign.report.findings import (
     design,
     harm_shares,
     lost_answers,
+    measured,
     shares,
     turned_into_due,
     verdict,
@@ -47,6 +48,13 @@ def test_a_curve_has_the_rates_that_it_is_asked_for(here: Path) -> None:
         0: whole.trials[2],
         1: whole.trials[0],
     }
+
+
+def test_a_metric_that_is_at_its_worst_without_faults_says_nothing(here: Path) -> None:
+    found = sweep(here)
+    assert measured(found)[0].name == "top1"
+    wrong = {**found.golden, "metrics": {**found.golden["metrics"], "top1": 0.0}}
+    assert measured(dataclasses.replace(found, golden=wrong))[0].name == "top1_changed"
 
 
 def test_a_fall_into_due_is_no_improvement(here: Path) -> None:
