@@ -87,7 +87,10 @@ def test_every_folder_of_code_is_in_the_wheel() -> None:
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxfi").rglob("*.py")} | {"onnxfi/py.typed"}
+    expected = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxfi").rglob("*.py")} | {
+        "onnxfi/py.typed",
+        "onnxfi/__init__.pyi",
+    }
     expected |= {f"onnxfi/campaign/report/page.{end}" for end in ("css", "html", "js")}
     libraries = ROOT / "onnxfi" / "campaign" / "report" / "libraries"
     expected |= {str(p.relative_to(ROOT)) for p in libraries.iterdir()}
