@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxfi.campaign.certain.sample_runs import SampleRuns
 from onnxfi.campaign.certain.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.errors import CampaignError, UnprovableError
+from onnxfi.errors import CampaignError, EngineError, UnprovableError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.models import Flip
 from onnxfi.faults.sites import Sites
@@ -81,10 +81,16 @@ class ClassProofs:
         return None
 
     def _adds_exactly(self, layer: QuantisedLayer) -> bool:
-        """Return whether the campaign's engine adds up the products of a layer exactly, tried once for each kind."""
+        """Return whether the campaign's engine adds up the products of a layer exactly, tried once for each kind.
+
+        Of a layer that it does not run alone that is not known.
+        """
         kind = layer.operator, layer.dtype, layer.taken.lowest, layer.product.weights.shape
         if kind not in self._exact:
-            self._exact[kind] = adds_exactly(self.opened.campaign.engine.open(), layer)
+            try:
+                self._exact[kind] = adds_exactly(self.opened.campaign.engine.open(), layer)
+            except EngineError:
+                self._exact[kind] = False
         return self._exact[kind]
 
     def _golden(self, needed: tuple[str, ...]) -> Golden:

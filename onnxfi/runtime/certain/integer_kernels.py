@@ -63,11 +63,9 @@ def integer_sums(engine: Engine, net: GraphIndex) -> str | None:
     if not operators & _QUANTISED:
         return None
     scale = Quantisation(np.float32(1), 0, 0, _LARGEST)
-    operator, kernel = (
-        "QLinearConv" if operators & _INTEGER else "Conv",
-        Convolution(np.ones((_OUTPUTS, _INPUTS, 1, 1))),
-    )
+    kernel = Convolution(np.ones((_OUTPUTS, _INPUTS, 1, 1)))
     zeros, ones = np.zeros(_OUTPUTS), np.ones(_OUTPUTS, np.float32)
+    operator = "QLinearConv" if operators & _INTEGER else "Conv"
     layer = QuantisedLayer("q", "out", "w", "", kernel, zeros, ones, scale, scale, operator=operator, dtype="int8")
     try:
         return "exact" if adds_exactly(engine, layer) else "saturating"

@@ -13,7 +13,9 @@ from onnxfi.campaign.certain.class_proofs import ClassProofs, agree, flip, numbe
 from onnxfi.campaign.certain.unproved import BatchOutcome
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import CampaignError
+from onnxfi.errors import CampaignError, EngineError
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_proofs_are_of_weights_that_fit(tmp_path: Path) -> None:
@@ -31,6 +33,19 @@ def test_proofs_are_of_weights_that_fit(tmp_path: Path) -> None:
     [before, after] = numbers(targets["w2"], np.array([0x3F800000], np.uint64), np.array([0x40000000], np.uint64))
     assert before.tolist() == [1.0] and after.tolist() == [2.0]
     assert str(flip(targets["w2"], 3, 30)[0].site) == "w2[3]:30"
+
+
+def test_a_layer_that_the_engine_does_not_run_alone_is_not_taken_for_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> bool:
+        raise EngineError("no kernel")
+
+    monkeypatch.setattr("onnxfi.campaign.certain.class_proofs.adds_exactly", refused)
+    file = ROOT / "models" / "fashion_cnn_int8_qdq.onnx"
+    data = ROOT / "models" / "fashion_test.npz"
+    executor = open_executor(Campaign(file, data, samples=4, single=True, trials=1, outcomes="class", provider="cpu"))
+    golden, _ = executor.golden_runs.run()
+    [target] = [t for t in executor.opened.fault_targets.targets if t.id == "fc1.weight_quantized"]
+    assert ClassProofs(executor, golden).of(target) is None
 
 
 def test_a_run_that_contradicts_a_proof_is_an_error() -> None:
