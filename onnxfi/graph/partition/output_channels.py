@@ -87,7 +87,7 @@ def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
     ({'conv1.weight': 0, 'conv1.bias': 0}, 'relu', 1, 16)
     """
     nodes = net.proto.graph.node
-    lookups = tuple(k for k in net.users.get(faulty, ()) if _looks_up(net, k, faulty))
+    lookups = tuple(k for k in net.users.get(faulty, ()) if looks_up_rows(net, k, faulty))
     at = _only_user(net, faulty, lookups)
     before: list[int] = []
     if at is not None and (nodes[at].op_type == "DequantizeLinear" or _transposes(net, at)):
@@ -112,7 +112,7 @@ def _only_user(net: PartitionGraph, name: str, but: Sequence[int] = ()) -> int |
     return users[0] if len(users) == 1 and name not in net.outputs else None
 
 
-def _looks_up(net: PartitionGraph, node: int, name: str) -> bool:
+def looks_up_rows(net: PartitionGraph, node: int, name: str) -> bool:
     """Return whether a node gathers rows of a stored tensor, by indices that are computed or fed."""
     one = net.proto.graph.node[node]
     return (

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxfi.faults.space import Target
-from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.conv_partial_sums import ConvSum, largest_conv_sum
 from onnxfi.graph.partition.cut_points import CutPoints, segments, whole_subgraph
-from onnxfi.graph.partition.output_channels import OutputChannels, output_channels
+from onnxfi.graph.partition.output_channels import OutputChannels, looks_up_rows, output_channels
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.subgraph import (
     PartitionGraph,
@@ -366,14 +365,13 @@ class Segmentation:
 
     def row_indices(self, where: TensorLocation) -> tuple[str, ...] | None:
         """Return the activations that say which rows of a tensor are read; None if more than these may be."""
-        nodes = [self.net.proto.graph.node[k] for k in self.net.users.get(where.fed, ())]
-        if where.node >= 0 or not nodes or where.fed in self.net.outputs:
+        readers = self.net.users.get(where.fed, ())
+        if where.node >= 0 or not readers or where.fed in self.net.outputs:
             return None
-        for node in nodes:
-            rows = node.op_type == "Gather" and node.domain in ("", "ai.onnx") and integer(node, "axis", 0) == 0
-            if not rows or node.input[0] != where.fed or node.input[1] not in self.makers:
-                return None
-        return tuple(dict.fromkeys(node.input[1] for node in nodes))
+        if not all(looks_up_rows(self.net, k, where.fed) for k in readers):
+            return None
+        indices = tuple(dict.fromkeys(self.net.proto.graph.node[k].input[1] for k in readers))
+        return indices if all(name in self.makers for name in indices) else None
 
     def _taken_along(self, name: str) -> bool:
         """Return whether several segments compute an activation, each for itself."""
