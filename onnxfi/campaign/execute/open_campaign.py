@@ -172,7 +172,10 @@ def open_campaign(
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
     if not runs and isinstance(session, GenerationSession) and listed is None:  # its golden texts say which steps exist
         session = campaign.open_engine().prepare(served(model))
-    fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops, session)
+    fault_targets = FaultTargets.of(
+        model, campaign.scopes, data, listed, campaign.engine.custom_ops, session, scored=names,
+        full=campaign.engine.route == "full",
+    )  # fmt: skip
     reduce = None if front is not None else reduction(data, session.outputs, scoring.output, scoring.task)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs

@@ -5,7 +5,7 @@ Weights first, in file order; then, where a campaign selects them, the activatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -77,12 +77,14 @@ class FaultTargets:
     @classmethod
     def of(
         cls, model: Model, scopes: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
-        custom_ops: Sequence[str] = (), session: Session | None = None,
+        custom_ops: Sequence[str] = (), session: Session | None = None, *, scored: Sequence[str] = (),
+        full: bool = False,
     ) -> FaultTargets:  # fmt: skip
         """Return the targets of a campaign with these scopes; activations are found in a run on its data.
 
         Where a list is replayed its header says the scopes, and for how many samples it was drawn. `session` is one of
-        the model; of one that generates the targets are those of its loop.
+        the model; of one that generates the targets are those of its loop. `scored` are the outputs that are scored
+        (none: all), and `full` says that every trial runs the whole model.
         """
         if listed is not None:
             scopes = () if listed.activations is None else (listed.activations.scope,)
@@ -95,7 +97,8 @@ class FaultTargets:
         if "kv-cache" in kinds:
             raise SelectorError("target kv-cache needs a decoder in its loop; add --task generation")
         plain = {a.target.id: a for a in activations(model)}
-        rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
+        rows = complete_by_running(model, parse(model), _rows(model, data), data, custom_ops)
+        rows = _readable(model, rows, () if full else scored or model.index.main.output_names)
         steps = _steps(model, rows, data, custom_ops)
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shape_known and not _alike(a, plain.get(a.target.id))}
@@ -132,7 +135,8 @@ class FaultTargets:
         if space.positions:
             return cls._of_activations(model, generation_rows(model, space), space)
         rows = []
-        for a in _readable(model, [_typed(a, space.types) for a in activations(model)]):
+        rows_of_file = [_typed(a, space.types) for a in activations(model)]
+        for a in _readable(model, rows_of_file, model.index.main.output_names):
             shape, held = space.shapes.get(a.target.id), space.sample_axes.get(a.target.id)
             rows.append(a if shape is None else _said(a, shape, held))
         return cls._of_activations(model, rows, space)
@@ -344,24 +348,35 @@ def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -
     )
 
 
-def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
-    """Mark the activations that no run can inject into: some formats, and tensors in bodies of old opsets.
+def _readable(model: Model, rows: Sequence[Activation], ends: Collection[str]) -> list[Activation]:
+    """Mark the activations that no run can inject into: some formats, and what needs operators that an opset lacks.
 
-    In a model of 16-bit floats every value counts as in a body, since it may have to run as a whole.
+    Into an activation in front of one of the `ends` a fault is injected between two sessions. Others need an operator,
+    as do those in bodies and in models of 16-bit floats, which may have to run as a whole.
     """
-    opset, halves = opset_of(model.proto), bool(half_floats(model.proto))
+    opset, halves, in_front = opset_of(model.proto), bool(half_floats(model.proto)), _in_front(model, ends)
     out = []
     for a in rows:
         if a.unsupported_reason:
             out.append(a)
-        elif a.path or halves:
-            where = f"it lies in a {'body' if a.path else 'model of 16-bit floats'} of opset {opset}"
-            out += check_word_formats([a], opset) if opset >= 11 else [replace(a, unsupported_reason=where)]
+        elif a.path or halves or a.name not in in_front:
+            out += check_word_formats([a], opset)
         else:
             out.append(
                 a if a.target.dtype in _READ else replace(a, unsupported_reason="its format cannot be read from a run")
             )
     return out
+
+
+def _in_front(model: Model, ends: Collection[str]) -> set[str]:
+    """Return these tensors of the main graph with all that they are computed from."""
+    main, todo, found = model.index.main, [*ends], set[str]()
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += main.reads[main.producers[name]] if name in main.producers else ()
+    return found
 
 
 def _steps(model: Model, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str]) -> dict[str, int]:

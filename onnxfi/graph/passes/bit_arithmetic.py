@@ -69,7 +69,7 @@ def body_for(word: Word, opset: int, body: str = "auto") -> str:
     least = _PORTABLE.get(word.name, _NATIVE + 1)
     if opset < least:
         raise ModelError(
-            f"faults in activations of {word.name} need opset {least}, the model has {opset}; raise it with --opset"
+            f"faults in activations of {word.name} need opset {least}, the model has {opset}; raise its opset"
         )
     return "portable"
 

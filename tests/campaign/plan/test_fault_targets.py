@@ -70,3 +70,26 @@ def test_activations_in_a_branch_that_take_no_faults_are_named(here: Path, field
     made = Campaign("b.onnx", data="d.npz", target=("activations",), single=True, trials=2, **fields)
     with pytest.raises(SelectorError, match=r"::r' .* cannot be injected into: the graph selects rows there"):
         plan(made)
+
+
+@pytest.mark.parametrize(
+    ("route", "include", "left"),
+    [("auto", (), 4 * 2 * 32), ("auto", ("y",), "int64 need opset 11"), ("full", (), "float32 need opset 11")],
+)
+def test_faults_that_need_operators_of_a_later_opset_are_not_drawn(
+    here: Path, route: str, include: tuple[str, ...], left: int | str
+) -> None:
+    held = onnx.parser.parse_model(
+        '<ir_version: 5, opset_import: ["": 10]> g (float[N,4] x) => (int64[N] y, float[N,2] s) '
+        "<float[4,2] w = {1,0, 0,1, 1,0, 0,1}> { s = MatMul(x, w) y = ArgMax <axis = 1, keepdims = 0> (s) }"
+    )
+    onnx.save(held, "old.onnx")
+    np.savez("d.npz", x=np.eye(4, dtype=np.float32), labels=np.arange(4) % 2)
+    made = Campaign(
+        "old.onnx", "d.npz", target=("activations",), all=True, single=True, trials=9, route=route, include=include
+    )
+    if isinstance(left, str):
+        with pytest.raises(SelectorError, match=left):
+            plan(made)
+    else:
+        assert plan(made)[0].header.population == left
