@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.results.rows import Result
     from onnxfi.campaign.run.runner import Running
     from onnxfi.campaign.spec.campaign import Campaign
-    from onnxfi.campaign.workers.dask_cluster import Cluster
+    from onnxfi.campaign.workers.dask_executor import Cluster
     from onnxfi.graph.model.loading import ModelLike
     from onnxfi.runtime.engine.ports import Port
 

@@ -76,7 +76,7 @@ def command(
     with SpareProcess() if own else nullcontext() as spare:
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.run.runner import default_store, run
-        from onnxfi.campaign.workers.dask_cluster import cluster
+        from onnxfi.campaign.workers.dask_executor import cluster
         from onnxfi.campaign.workers.scheduling import default_workers
         from onnxfi.cli.report import print_report
         from onnxfi.cli.terminal import count, print_json, print_note, progress

@@ -16,7 +16,7 @@ from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.task_batches import batches_by_tensor
+from onnxfi.campaign.workers.trial_batches import batches_by_tensor
 from onnxfi.campaign.workers.worker import run_in_process
 
 ROOT = Path(__file__).resolve().parents[2]

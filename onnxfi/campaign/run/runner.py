@@ -29,7 +29,7 @@ from onnxfi.campaign.run.sweep_store import extended
 from onnxfi.campaign.run.trial_limits import TrialLimits, memory_limit
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
-from onnxfi.campaign.workers.dask_cluster import Cluster
+from onnxfi.campaign.workers.dask_executor import Cluster
 from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
     CanaryCheck,
@@ -38,7 +38,7 @@ from onnxfi.campaign.workers.scheduling import (
     submit_batches,
     threads_per_process,
 )
-from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved
+from onnxfi.campaign.workers.trial_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved
 from onnxfi.campaign.workers.worker import THIS_WORKER, WorkerSetup, run_in_process
 from onnxfi.errors import SpecError
 from onnxfi.faults.faultlist import FaultList

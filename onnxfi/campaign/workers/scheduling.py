@@ -22,7 +22,7 @@ from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, ProcessPool, WorkerExited
-from onnxfi.campaign.workers.task_batches import PendingTrial
+from onnxfi.campaign.workers.trial_batches import PendingTrial
 from onnxfi.campaign.workers.watchdog import WATCHDOG_EXIT
 from onnxfi.campaign.workers.worker import THIS_WORKER, Results, WorkerSetup
 from onnxfi.errors import CampaignError

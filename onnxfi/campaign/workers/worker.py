@@ -19,7 +19,7 @@ from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.task_batches import PendingTrial
+from onnxfi.campaign.workers.trial_batches import PendingTrial
 from onnxfi.campaign.workers.watchdog import Watchdog
 from onnxfi.errors import CampaignError, DeviceError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header

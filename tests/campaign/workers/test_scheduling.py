@@ -32,7 +32,7 @@ from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers import scheduling, worker
 from onnxfi.campaign.workers.scheduling import threads_per_process
-from onnxfi.campaign.workers.task_batches import PendingTrial
+from onnxfi.campaign.workers.trial_batches import PendingTrial
 from onnxfi.campaign.workers.worker import Worker, WorkerSetup, run_in_process
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine import onnx_runtime

@@ -23,7 +23,7 @@ from typing import Any
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.flat_fields import flat
-from onnxfi.campaign.workers.dask_workers import NONE_LEFT, started
+from onnxfi.campaign.workers.local_dask_cluster import NONE_LEFT, started
 from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, begin
 from onnxfi.campaign.workers.scheduling import WorkerDied, versions
 from onnxfi.campaign.workers.worker import THIS_WORKER, WorkerSetup

@@ -12,8 +12,8 @@ from tiny_campaigns import ran
 
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers import dask_workers
-from onnxfi.campaign.workers.dask_cluster import cluster
+from onnxfi.campaign.workers import local_dask_cluster
+from onnxfi.campaign.workers.dask_executor import cluster
 from onnxfi.errors import OnnxfiError
 
 
@@ -45,7 +45,7 @@ def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_lef
 ) -> None:
     from distributed.nanny import WorkerProcess
 
-    monkeypatch.setattr(dask_workers, "LOOK_MS", 20)
+    monkeypatch.setattr(local_dask_cluster, "LOOK_MS", 20)
     with cluster(local=3) as few:
         few.client.register_plugin(_Path(str(here)), name="path")
         monkeypatch.setattr(WorkerProcess, "start", fails)
@@ -60,7 +60,7 @@ def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_lef
 def test_where_no_worker_is_left_a_campaign_ends_with_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed.nanny import WorkerProcess
 
-    monkeypatch.setattr(dask_workers, "LOOK_MS", 20)
+    monkeypatch.setattr(local_dask_cluster, "LOOK_MS", 20)
     with cluster(local=1) as few:
         few.client.register_plugin(_Path(str(here)), name="path")
         monkeypatch.setattr(WorkerProcess, "start", fails)

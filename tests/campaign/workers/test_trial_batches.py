@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved, spread
+from onnxfi.campaign.workers.trial_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved, spread
 
 
 def tasks(targets: list[str]) -> list[PendingTrial]:

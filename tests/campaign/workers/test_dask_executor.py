@@ -23,8 +23,8 @@ from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers import dask_cluster as module
-from onnxfi.campaign.workers.dask_cluster import Cluster, cluster
+from onnxfi.campaign.workers import dask_executor as module
+from onnxfi.campaign.workers.dask_executor import Cluster, cluster
 from onnxfi.campaign.workers.scheduling import versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 
