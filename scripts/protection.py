@@ -23,7 +23,7 @@ import numpy as np
 
 from onnxfi import parse_fault
 from onnxfi.campaign.report.figures import write_figures
-from onnxfi.campaign.report.paired import PairedComparison, compare_paired
+from onnxfi.campaign.report.paired_comparison import PairedComparison, compare_paired
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign

@@ -125,8 +125,8 @@ def _compare_paired(
     tell: Callable[[Running], None], as_json: bool, out: Path | None, html: Path | None,
 ) -> None:  # fmt: skip
     """Run the same faults on two models, and print the comparison."""
-    from onnxfi.campaign.report.paired import compare_paired, write_paired_page
-    from onnxfi.cli.paired import print_paired
+    from onnxfi.campaign.report.paired_comparison import compare_paired, write_paired_page
+    from onnxfi.cli.paired_tables import print_paired
     from onnxfi.cli.terminal import print_line
 
     first, second = map(str, models)

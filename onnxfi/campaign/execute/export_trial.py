@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxfi.campaign.execute.activation_faults import bake_trial
+from onnxfi.campaign.execute.instrumented_model import bake_trial
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.results.store import Store

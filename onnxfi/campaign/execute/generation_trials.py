@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxfi.campaign.execute.activation_faults import needs_numbers, with_own_weights, without_defaults
 from onnxfi.campaign.execute.activation_routes import Run, judge_by_own
+from onnxfi.campaign.execute.instrumented_model import needs_numbers, with_own_weights, without_defaults
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.weight_routes import by_id

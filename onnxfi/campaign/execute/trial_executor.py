@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import ClassVar
 
-from onnxfi.campaign.execute.activation_faults import InstrumentedModel, needs_numbers
 from onnxfi.campaign.execute.activation_routes import (
     ActivationRoutes,
     OneSample,
@@ -27,6 +26,7 @@ from onnxfi.campaign.execute.activation_routes import (
 )
 from onnxfi.campaign.execute.generation_trials import GenerationTrials, by_phase, generates
 from onnxfi.campaign.execute.golden_run import GoldenRuns
+from onnxfi.campaign.execute.instrumented_model import InstrumentedModel, needs_numbers
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets

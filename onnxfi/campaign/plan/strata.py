@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
-from onnxfi.campaign.plan.signed_space import SignBits, by_sign
+from onnxfi.campaign.plan.sites_by_sign import SignBits, by_sign
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import AdaptiveFaults, FaultMix, SingleFaults, Sweep
 from onnxfi.errors import SpecError

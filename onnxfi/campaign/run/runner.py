@@ -25,7 +25,7 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns
 from onnxfi.campaign.run.campaign_record import describe_run, keep_golden, keep_plan
-from onnxfi.campaign.run.sweep_store import extended
+from onnxfi.campaign.run.sweep_extension import extended
 from onnxfi.campaign.run.trial_limits import TrialLimits, memory_limit
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.campaign.plan.signed_space import SignBits, by_sign
+from onnxfi.campaign.plan.sites_by_sign import SignBits, by_sign
 from onnxfi.faults.models import Flip
 from onnxfi.faults.sites import Index
 from onnxfi.faults.space import FaultSpace, Target

@@ -13,7 +13,7 @@ from onnxfi.campaign.spec.designs import BerSweep, PerSampleSweep
 
 
 @dataclass(frozen=True)
-class SweepOf:
+class StoredSweep:
     """The rates of a store in the order of their strata, how many came later, and the trials planned for each."""
 
     rates: tuple[float, ...]
@@ -21,7 +21,7 @@ class SweepOf:
     lengths: tuple[int, ...]
 
     @classmethod
-    def store(cls, file: Path, campaign: Campaign) -> SweepOf | None:
+    def read(cls, file: Path, campaign: Campaign) -> StoredSweep | None:
         """Return the sweep of a store, if it holds one of the kind that the campaign is, with other rates."""
         design = campaign.design
         if not isinstance(design, BerSweep | PerSampleSweep):
@@ -63,7 +63,7 @@ def extended(
     file: Path, campaign: Campaign, strata: Collection[int] | None, *, fresh: bool
 ) -> tuple[Campaign, Collection[int] | None, Callable[[Plan], Plan]]:
     """Return a campaign with the rates of its store, the strata that are asked for, and the lengths as a function."""
-    held = None if fresh or not file.is_file() else SweepOf.store(file, campaign)
+    held = None if fresh or not file.is_file() else StoredSweep.read(file, campaign)
     if held is None:
         return campaign, strata, lambda plan: plan
     asked = held.asked(campaign, strata)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnxfi.cli.terminal import count, print_json, print_line, table
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.report.paired import PairedComparison, PairedRow
+    from onnxfi.campaign.report.paired_comparison import PairedComparison, PairedRow
 
 
 def print_paired(found: PairedComparison, *, as_json: bool, kept: bool) -> None:

@@ -14,7 +14,7 @@ from onnxfi import Campaign, FaultList, load, open_data, protect
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.mapped_list import map_list
 from onnxfi.campaign.plan.plan import make_plan
-from onnxfi.campaign.report.paired import compare_paired
+from onnxfi.campaign.report.paired_comparison import compare_paired
 from onnxfi.errors import DataError, SpecError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
