@@ -17,9 +17,9 @@ from onnxfi.analysis.planner.plan_protection import plan_protection as plan_prot
 from onnxfi.attacks.attack import Attack as Attack
 from onnxfi.attacks.attack import attack as attack
 from onnxfi.attacks.rowhammer import rowhammer as rowhammer
-from onnxfi.campaign.exhaustive.class_run import class_outcomes as class_outcomes
-from onnxfi.campaign.exhaustive.class_table import ClassTable as ClassTable
-from onnxfi.campaign.exhaustive.class_table import read_class_table as read_class_table
+from onnxfi.campaign.exhaustive.exhaustive_run import exhaustive_outcomes as exhaustive_outcomes
+from onnxfi.campaign.exhaustive.outcome_table import OutcomeTable as OutcomeTable
+from onnxfi.campaign.exhaustive.outcome_table import read_outcome_table as read_outcome_table
 from onnxfi.campaign.gate.budget import Budget as Budget
 from onnxfi.campaign.gate.budget import Limit as Limit
 from onnxfi.campaign.gate.budget import load_budget as load_budget

@@ -227,7 +227,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "plan-protection": ((onnxfi.plan_protection,), set()),
     "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times", "environment", *HARDWARE}),
     "run": (
-        (onnxfi.run, onnxfi.class_outcomes),
+        (onnxfi.run, onnxfi.exhaustive_outcomes),
         {"source", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster", *HARDWARE},
     ),
     "report": (

@@ -138,7 +138,7 @@ def _kept(source: Path, out: Path | None) -> Path:
 
 def _run_classes(campaign: Campaign, out: Path | None, *, fresh: bool, as_json: bool, elsewhere: object) -> None:
     """Run an exhaustive campaign whose outcomes are classes, in this process, and print its table."""
-    from onnxfi.campaign.exhaustive.class_run import class_outcomes, default_table
+    from onnxfi.campaign.exhaustive.exhaustive_run import default_table, exhaustive_outcomes
     from onnxfi.cli.terminal import number, print_json, print_line, print_note, table
 
     if elsewhere:
@@ -154,7 +154,7 @@ def _run_classes(campaign: Campaign, out: Path | None, *, fresh: bool, as_json: 
             print_note(f"{tensor}: {done:,} of {faults:,} faults")
 
     try:
-        found = class_outcomes(campaign, file, fresh=fresh, progress=on_progress)
+        found = exhaustive_outcomes(campaign, file, fresh=fresh, progress=on_progress)
     except KeyboardInterrupt:
         print_note(f"interrupted; what is done is in {file}.parts, the same command goes on")
         raise SystemExit(130) from None

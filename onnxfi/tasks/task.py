@@ -1,7 +1,7 @@
 """The task of a network: the meaning of its answers, declared once for stores, reports, gates and figures.
 
 A `Task` declares `Metric` values. Everything outside this folder iterates over these declarations; only what is about
-classes alone (class tables, attacks, detectors) knows metrics of classification by name. They are plain data apart
+classes alone (outcome tables, attacks, detectors) knows metrics of classification by name. They are plain data apart
 from the functions, so a store carries them and a report runs no code of a task.
 """
 

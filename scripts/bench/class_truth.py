@@ -1,4 +1,4 @@
-"""Estimators held against the class table of the shipped CNN, and the table against full runs.
+"""Estimators held against the outcome table of the shipped CNN, and the table against full runs.
 
     python scripts/bench/class_truth.py check [--trials 1000]    random faults of the table, by full runs
     python scripts/bench/class_truth.py rare [--runs 1000]       rare rates with a guarantee, drawn from the table
@@ -20,10 +20,10 @@ import numpy as np
 from adaptive import Case, adaptive
 from ranking import Network, ranked
 
-from onnxfi import Campaign, ClassTable, read_class_table
+from onnxfi import Campaign, OutcomeTable, read_outcome_table
 from onnxfi.analysis.bit_effects import EFFECTS, effect_classes
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.exhaustive.class_table import TensorTable
+from onnxfi.campaign.exhaustive.outcome_table import TensorTable
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.strata import plan_strata
 from onnxfi.campaign.run.adaptive_rounds import Layout
@@ -56,7 +56,7 @@ CRITICAL = 0.1
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def check(table: ClassTable, model: Path, trials: int) -> bool:
+def check(table: OutcomeTable, model: Path, trials: int) -> bool:
     """Compare random faults with full runs: half of them anywhere, the others where answers change or are DUE."""
     identity = table.header["identity"]
     campaign = Campaign(
@@ -94,12 +94,12 @@ def check(table: ClassTable, model: Path, trials: int) -> bool:
     return wrong == 0
 
 
-def of_each(table: ClassTable, value: Callable[[Any], Array]) -> Array:
-    """Return a value of every fault, in the order of `ClassTable.column`."""
+def of_each(table: OutcomeTable, value: Callable[[Any], Array]) -> Array:
+    """Return a value of every fault, in the order of `OutcomeTable.column`."""
     return np.concatenate([np.broadcast_to(value(one), one.changed.shape).ravel() for one in table.tensors])
 
 
-def rare(table: ClassTable, model: Path, runs: int) -> bool:
+def rare(table: OutcomeTable, model: Path, runs: int) -> bool:
     """Estimate rare rates: what is proved to change no class is not drawn, fault by fault or stratum by stratum."""
     quantised = any(one.dtype != "float32" for one in table.tensors)
     # Hardly a bit of a quantised weight is without effect: rare there is that many answers change.
@@ -128,7 +128,7 @@ def rare(table: ClassTable, model: Path, runs: int) -> bool:
     return met
 
 
-def stored(table: ClassTable, model: Path) -> Iterator[tuple[TensorTable, Word, Array]]:
+def stored(table: OutcomeTable, model: Path) -> Iterator[tuple[TensorTable, Word, Array]]:
     """Yield each tensor of the table with its format and its words."""
     opened = load(model)
     targets = {t.id: t for t in opened.targets}
@@ -137,7 +137,7 @@ def stored(table: ClassTable, model: Path) -> Iterator[tuple[TensorTable, Word, 
         yield one, target.word, opened.words(target, np.arange(target.size))
 
 
-def strata(table: ClassTable, model: Path) -> Array:
+def strata(table: OutcomeTable, model: Path) -> Array:
     """Return the stratum of every fault: its tensor, its bit, and the exponent of the stored number (a census)."""
     found, before = [], 0
     for one, word, words in stored(table, model):
@@ -159,7 +159,7 @@ def campaign(values: Array, population: int, truth: float, rng: np.random.Genera
         n = min(len(values), n + max(1, n // 20))
 
 
-def yardstick(table: ClassTable, model: Path, runs: int) -> bool:
+def yardstick(table: OutcomeTable, model: Path, runs: int) -> bool:
     """Hold intervals, a ranking of bits, and the census, which runs nothing, against the truth."""
     share, rng = table.column("changed") / table.samples, np.random.default_rng(SEED)
     truth, mean, bit = float((share > 0).mean()), float(share.mean()), of_each(table, lambda one: np.array(one.bits))
@@ -201,7 +201,7 @@ def yardstick(table: ClassTable, model: Path, runs: int) -> bool:
     return met
 
 
-def shape(table: ClassTable, model: Path, runs: int) -> bool:
+def shape(table: OutcomeTable, model: Path, runs: int) -> bool:
     """Print the harm by layer, and of float32 by field and by the direction of the flip."""
     print("| layer | faults | mean SDC-1 | faults that change over 10 % of the answers |")
     print("|---|---|---|---|")
@@ -221,7 +221,7 @@ def shape(table: ClassTable, model: Path, runs: int) -> bool:
     return True
 
 
-def by_designs(table: ClassTable, model: Path, runs: int) -> bool:
+def by_designs(table: OutcomeTable, model: Path, runs: int) -> bool:
     """Hold stratified intervals, adaptive campaigns and rankings against the truth, in a tenth of the campaigns."""
     rng, met = np.random.default_rng(SEED), True
     share = {one.id: one.changed / table.samples for one in table.tensors}
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=1000)
     given = parser.parse_args()
-    table = read_class_table(given.table)
+    table = read_outcome_table(given.table)
     number = given.trials if given.what == "check" else given.runs
     met = {"check": check, "rare": rare, "yardstick": yardstick, "shape": shape}[given.what](table, given.model, number)
     if given.what == "yardstick":

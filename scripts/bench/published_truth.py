@@ -26,7 +26,7 @@ from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
 
-from onnxfi import Campaign, ClassTable, class_outcomes
+from onnxfi import Campaign, OutcomeTable, exhaustive_outcomes
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 #: The published share of critical faults in the last layer.
@@ -99,7 +99,7 @@ def images(batch: Path) -> tuple[Array, Array]:
     return (scaled - mean) / deviation, labels[chosen]
 
 
-def changed(table: ClassTable, model: onnx.ModelProto, x: Array) -> int:
+def changed(table: OutcomeTable, model: onnx.ModelProto, x: Array) -> int:
     """Return how many answers have another class, a NaN counted as the largest score: those of DUE run here."""
     golden = OrtEngine(provider="cpu").prepare(model.SerializeToString()).run({"image": x})["scores"].argmax(1)
     [tensor] = table.tensors
@@ -128,7 +128,7 @@ def main() -> None:
         onnx.save(model, file)
         np.savez(data, image=x, labels=labels)
         campaign = Campaign(file, data, batch=len(x), exhaustive=True, outcomes="class", include=(f"={LAYER}",))
-        table = class_outcomes(campaign, Path(folder, "resnet20.classes.npz"))
+        table = exhaustive_outcomes(campaign, Path(folder, "resnet20.classes.npz"))
     answers = table.faults * table.samples
     found = changed(table, model, x)
     share = found / (2 * answers)

@@ -193,7 +193,7 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
     assert re.search(rb"of 400  \S+/s  \S+ s left", shown), shown[-2000:]
 
 
-def test_class_outcomes_are_printed_written_and_read_again(run: Run, tiny: Path) -> None:
+def test_exhaustive_outcomes_are_printed_written_and_read_again(run: Run, tiny: Path) -> None:
     words = (
         "run",
         "m.onnx",

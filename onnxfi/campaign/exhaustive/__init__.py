@@ -1,4 +1,4 @@
 """The class outcomes of every single-bit fault: proved where they can be, run where not, stored in columns.
 
-Start with `class_run`; `class_table` is the file that it writes.
+Start with `exhaustive_run.py`; `outcome_table.py` is the file that it writes.
 """

@@ -200,7 +200,9 @@ def _soonest(pending: Iterator[PendingTrial], plan: Plan, most: int, workers: in
 def _place(campaign: Campaign, store: str | Path | None) -> Path:
     """Return the path of the results; raise OutputError before anything runs where none can be written."""
     if campaign.tabled:
-        raise SpecError("outcomes class of every fault make a table, no store; use onnxfi.class_outcomes", "outcomes")
+        raise SpecError(
+            "outcomes class of every fault make a table, no store; use onnxfi.exhaustive_outcomes", "outcomes"
+        )
     file = Path(store) if store is not None else default_store(campaign)
     if not file.is_file():
         check_output_files(None, [file])

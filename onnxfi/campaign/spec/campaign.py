@@ -140,15 +140,15 @@ class Campaign(CheckedFields):
 
     @property
     def tabled(self) -> bool:
-        """True if the results are a class table instead of a store: every flip, judged by classes."""
+        """True if the results are an outcome table instead of a store: every flip, judged by classes."""
         return self.scoring.outcomes == "class" and isinstance(self.design, Exhaustive)
 
     def _check_table(self) -> None:
         [draw] = self.draws
         if draw.fault != "flip" or draw.scope.includes_activations:
-            raise SpecError("a class table is of flips of single bits in weights; leave outcomes out", "outcomes")
+            raise SpecError("an outcome table is of flips of single bits in weights; leave outcomes out", "outcomes")
         if draw.selector.elements:
-            raise SpecError("a class table is of whole tensors; leave elements out", "elements")
+            raise SpecError("an outcome table is of whole tensors; leave elements out", "elements")
 
     @property
     def draws(self) -> tuple[FaultDraw, ...]:

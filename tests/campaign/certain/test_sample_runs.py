@@ -10,13 +10,13 @@ from tiny_campaigns import mlp, samples
 
 from onnxfi.campaign.certain import sample_runs
 from onnxfi.campaign.certain.sample_runs import SampleRuns
-from onnxfi.campaign.exhaustive.class_run import ClassRun
+from onnxfi.campaign.exhaustive.exhaustive_run import ExhaustiveRun
 from onnxfi.campaign.spec.campaign import Campaign
 
 
 def test_numbers_of_samples_with_other_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = Campaign(mlp(tmp_path), samples(tmp_path, 12), exhaustive=True, outcomes="class", batch=5, provider="cpu")
-    run = ClassRun(given)
+    run = ExhaustiveRun(given)
     assert run.proofs.whole is not None and all(run.proofs.whole.keeps_bits(size) for size in (1, 2, 4, 12))
     other = SampleRuns(
         run.proofs.whole.opened, run.proofs.whole.feeds, np.nextafter(run.proofs.whole.scores, np.float32(9))

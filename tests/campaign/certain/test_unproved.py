@@ -9,14 +9,14 @@ from tiny_campaigns import mlp, samples
 
 from onnxfi.campaign.certain.class_proofs import flip
 from onnxfi.campaign.certain.unproved import TensorRuns
-from onnxfi.campaign.exhaustive.class_run import ClassRun
+from onnxfi.campaign.exhaustive.exhaustive_run import ExhaustiveRun
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.tasks.outcomes import Judgement
 
 
 def test_runs_give_the_outcomes_of_the_samples_asked_for(tmp_path: Path) -> None:
     given = Campaign(mlp(tmp_path), samples(tmp_path, 12), exhaustive=True, outcomes="class", batch=5, provider="cpu")
-    run = ClassRun(given)
+    run = ExhaustiveRun(given)
     [target] = [t for t in run.space.targets if t.id == "w1"]
     runs = TensorRuns(run.executor, run.header, run.golden, target)
     small = TensorRuns(run.executor, run.header, run.golden, target, run.proofs.whole)

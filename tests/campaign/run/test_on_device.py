@@ -12,7 +12,7 @@ import pytest
 from simulated_cuda import Simulation, environment, install
 from tiny_campaigns import mlp, samples
 
-from onnxfi.campaign.exhaustive.class_run import class_outcomes
+from onnxfi.campaign.exhaustive.exhaustive_run import exhaustive_outcomes
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
@@ -164,13 +164,13 @@ def test_a_campaign_keeps_the_provider_of_its_first_session(device: Device, tmp_
     assert len(again) == 4 and first + again == outcomes_of(ran(campaign(tmp_path, trials=8), tmp_path / "t.db"))
 
 
-def test_proofs_of_class_outcomes_are_the_cpus_alone(device: Device, tmp_path: Path) -> None:
+def test_proofs_of_exhaustive_outcomes_are_the_cpus_alone(device: Device, tmp_path: Path) -> None:
     device()
     asked = campaign(tmp_path, exhaustive=True, outcomes="class", single=False, trials=None, include="b2")
     with pytest.raises(
         SpecError, match=r"rests on the rounding of the CPU's kernels, and CUDAExecutionProvider.*provider cpu"
     ):
-        class_outcomes(asked, tmp_path / "table.npz")
+        exhaustive_outcomes(asked, tmp_path / "table.npz")
 
 
 def test_campaigns_of_classes_run_all_their_trials_on_a_device(device: Device, tmp_path: Path) -> None:

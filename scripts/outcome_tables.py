@@ -1,6 +1,6 @@
-"""Make the class tables of shipped networks: the class outcomes of every flip, on 1,000 images.
+"""Make the outcome tables of shipped networks: the class outcomes of every flip, on 1,000 images.
 
-    python scripts/class_tables.py [fashion_cnn] [fashion_cnn_int8_qdq] [--include TENSOR …] [--out FILE]
+    python scripts/outcome_tables.py [fashion_cnn] [fashion_cnn_int8_qdq] [--include TENSOR …] [--out FILE]
 
 They take some ten and two minutes of one core; a run that is stopped goes on. Renews SHA256SUMS.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checksums import write_checksums
 
-from onnxfi import Campaign, class_outcomes
+from onnxfi import Campaign, exhaustive_outcomes
 
 MODELS = Path(__file__).parents[1] / "models"
 #: The networks, with the selection of faults: of the quantised one weights and biases, without scales and zero points.
@@ -31,7 +31,7 @@ def main() -> None:
             outcomes="class", include=tuple(given.include), **NETWORKS[name],
         )  # fmt: skip
         out.unlink(missing_ok=True)
-        table = class_outcomes(campaign, out, progress=lambda name, done, of: print(f"{name}: {done:,} of {of:,}"))
+        table = exhaustive_outcomes(campaign, out, progress=lambda name, done, of: print(f"{name}: {done:,} of {of:,}"))
         print(f"{out}: {table.faults:,} faults, {table.ran:,} answers run, {table.header['cost']}")
     write_checksums()
 

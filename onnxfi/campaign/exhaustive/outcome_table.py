@@ -1,6 +1,6 @@
-"""The class table: the class outcomes of every single-bit fault of some tensors, in columns.
+"""The outcome table: the class outcomes of every single-bit fault of some tensors, in columns.
 
-The format, version 1, is in docs/reference/class-table.md.
+The format, version 1, is in docs/reference/outcome-table.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TensorTable:
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class OutcomeTable:
     """The outcomes of all faults of a campaign, and what fixes them.
 
     Attributes
@@ -74,7 +74,7 @@ class ClassTable:
 
     Examples
     --------
-    >>> table = ClassTable({"samples": 10}, (TensorTable.empty("w", "conv", "float32", 4, (30, 31)),))
+    >>> table = OutcomeTable({"samples": 10}, (TensorTable.empty("w", "conv", "float32", 4, (30, 31)),))
     >>> table.faults, table.samples, table.ran
     (8, 10, 0)
     """
@@ -101,7 +101,7 @@ class ClassTable:
         """Return one column of all faults ([faults]), tensor by tensor, element by element, bit by bit.
 
         >>> weight = TensorTable.empty("w", "conv", "float32", 2, (0, 1))
-        >>> len(ClassTable({}, (weight, weight)).column("changed"))
+        >>> len(OutcomeTable({}, (weight, weight)).column("changed"))
         8
         """
         return np.concatenate([getattr(table, name).ravel() for table in self.tensors])
@@ -135,8 +135,8 @@ class ClassTable:
         return found | {f"by_{by}": self.rows(by) for by in ("layer", "bit")}
 
 
-def write_class_table(path: str | Path, table: ClassTable) -> Path:
-    """Write a class table; the file appears whole or not at all."""
+def write_outcome_table(path: str | Path, table: OutcomeTable) -> Path:
+    """Write an outcome table; the file appears whole or not at all."""
     file = Path(path)
     tensors = [{"id": t.id, "layer": t.layer, "dtype": t.dtype, "bits": t.bits} for t in table.tensors]
     head = json.dumps({**table.header, "tensors": tensors}, sort_keys=True)
@@ -153,8 +153,8 @@ def write_class_table(path: str | Path, table: ClassTable) -> Path:
     return file
 
 
-def read_class_table(path: str | Path) -> ClassTable:
-    """Read a class table.
+def read_outcome_table(path: str | Path) -> OutcomeTable:
+    """Read an outcome table.
 
     Parameters
     ----------
@@ -163,17 +163,17 @@ def read_class_table(path: str | Path) -> ClassTable:
 
     Returns
     -------
-    ClassTable
+    OutcomeTable
         The outcomes of all its faults.
 
     Raises
     ------
     DataError
-        For a file that is no class table, or of another version.
+        For a file that is no outcome table, or of another version.
 
     Examples
     --------
-    >>> table = read_class_table("models/fashion_cnn_faults.npz")
+    >>> table = read_outcome_table("models/fashion_cnn_faults.npz")
     >>> table.faults, table.samples, table.ran
     (3387712, 1000, 3571432)
     """
@@ -182,14 +182,14 @@ def read_class_table(path: str | Path) -> ClassTable:
         header = json.loads(arrays["header"].tobytes())
         version = header["version"]
         if version != VERSION:
-            raise DataError(f"{str(path)!r} has version {version} of class tables, this onnxfi reads {VERSION}")
+            raise DataError(f"{str(path)!r} has version {version} of outcome tables, this onnxfi reads {VERSION}")
         tensors = []
         for number, head in enumerate(header.pop("tensors")):
             columns = (_whole(arrays[f"{number}.{column}"]) for column in COLUMNS)
             tensors.append(TensorTable(head["id"], head["layer"], head["dtype"], tuple(head["bits"]), *columns))
-        return ClassTable(header, tuple(tensors))
+        return OutcomeTable(header, tuple(tensors))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{str(path)!r} is no class table ({error}); write one with run --outcomes class") from error
+        raise DataError(f"{str(path)!r} is no outcome table ({error}); write one with run --outcomes class") from error
 
 
 def _whole(planes: NDArray[np.uint8]) -> Counts:

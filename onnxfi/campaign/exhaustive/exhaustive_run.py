@@ -17,14 +17,14 @@ from onnxfi.campaign.certain.class_proofs import ClassProofs, Proofs, agree, fli
 from onnxfi.campaign.certain.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.exhaustive.class_table import (
+from onnxfi.campaign.exhaustive.outcome_table import (
     VERSION,
-    ClassTable,
+    OutcomeTable,
     TensorTable,
     load_part,
-    read_class_table,
+    read_outcome_table,
     save_part,
-    write_class_table,
+    write_outcome_table,
 )  # fmt: skip
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.run.campaign_record import identity
@@ -45,13 +45,13 @@ _Sites = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def default_table(campaign: Campaign) -> Path:
-    """Return the default path of the class table of a campaign."""
+    """Return the default path of the outcome table of a campaign."""
     return Path(f"{Path(campaign.model).stem}.classes.npz")
 
 
-def class_outcomes(
+def exhaustive_outcomes(
     campaign: Campaign, out: str | Path | None = None, *, fresh: bool = False, progress: OnTensor | None = None
-) -> ClassTable:
+) -> OutcomeTable:
     """Judge every single-bit fault of an exhaustive campaign by the class of each answer, and write the table of it.
 
     Classes are proved where a bound on the faulty scores decides them, and run otherwise, by the routes of any
@@ -70,7 +70,7 @@ def class_outcomes(
 
     Returns
     -------
-    ClassTable
+    OutcomeTable
         The table, with the processor seconds and the wall time that it took.
 
     Raises
@@ -90,21 +90,21 @@ def class_outcomes(
     ...     include="fc2.bias",
     ... )
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     table = class_outcomes(campaign, folder + "/table.npz")
+    ...     table = exhaustive_outcomes(campaign, folder + "/table.npz")
     >>> table.faults, table.ran
     (320, 0)
     """
     if not campaign.tabled:
-        raise SpecError("class tables are of exhaustive campaigns; give exhaustive and outcomes class", "outcomes")
+        raise SpecError("outcome tables are of exhaustive campaigns; give exhaustive and outcomes class", "outcomes")
     file = default_table(campaign) if out is None else Path(out)
     parts = file.with_name(file.name + ".parts")
     check_output_files(None, [file], copy=False)
     begun, used = time.monotonic(), time.process_time()
-    run = ClassRun(campaign)
+    run = ExhaustiveRun(campaign)
     if fresh:
         shutil.rmtree(parts, ignore_errors=True)
     elif file.exists():
-        return _same(read_class_table(file), run.identity, file)
+        return _same(read_outcome_table(file), run.identity, file)
     cost = _begin(parts, run.identity)
     tables = []
     for table in run.tables(parts, progress or (lambda *_: None)):
@@ -112,13 +112,13 @@ def class_outcomes(
         spent = {"cpu_s": time.process_time() - used, "wall_s": time.monotonic() - begun}
         total = {name: round(cost[name] + spent[name], 1) for name in cost}
         (parts / "cost.json").write_text(json.dumps(total))
-    found = ClassTable({**run.header_row(), "cost": total}, tuple(reversed(tables)))
-    write_class_table(file, found)
+    found = OutcomeTable({**run.header_row(), "cost": total}, tuple(reversed(tables)))
+    write_outcome_table(file, found)
     shutil.rmtree(parts)
     return found
 
 
-def _same(table: ClassTable, identity: dict[str, Any], file: Path) -> ClassTable:
+def _same(table: OutcomeTable, identity: dict[str, Any], file: Path) -> OutcomeTable:
     if table.header["identity"] != identity:
         raise StoreError(f"{str(file)!r} holds another campaign; name another file with -o, or use --fresh")
     return table
@@ -135,7 +135,7 @@ def _begin(parts: Path, identity: dict[str, Any]) -> dict[str, float]:
     return json.loads(cost.read_text()) if cost.exists() else {"cpu_s": 0.0, "wall_s": 0.0}
 
 
-class ClassRun:
+class ExhaustiveRun:
     """The class outcomes of every single-bit fault of a campaign."""
 
     def __init__(self, campaign: Campaign) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_campaigns import mlp, overflowing, samples
 
-from onnxfi.campaign.exhaustive.class_run import ClassRun, class_outcomes, default_table
-from onnxfi.campaign.exhaustive.class_table import COLUMNS, read_class_table
+from onnxfi.campaign.exhaustive.exhaustive_run import ExhaustiveRun, default_table, exhaustive_outcomes
+from onnxfi.campaign.exhaustive.outcome_table import COLUMNS, read_outcome_table
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
@@ -38,7 +38,7 @@ def test_every_count_is_that_of_full_runs(large: bool, tmp_path: Path) -> None:
     given = campaign(tmp_path)
     if large:  # infinite scores, which are DUE, still have a class
         overflowing(tmp_path, N)
-    table = class_outcomes(given, tmp_path / "t.npz")
+    table = exhaustive_outcomes(given, tmp_path / "t.npz")
     assert table.column("due").any() or not large
     truth = (
         campaign(tmp_path, outcomes="bits", route="full")
@@ -65,12 +65,12 @@ def test_every_count_is_that_of_full_runs(large: bool, tmp_path: Path) -> None:
 
 def test_what_is_there_is_read_and_another_campaign_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = campaign(tmp_path, include=("=w2",))
-    made = class_outcomes(given, tmp_path / "t.npz")
-    again = class_outcomes(given, tmp_path / "t.npz")
+    made = exhaustive_outcomes(given, tmp_path / "t.npz")
+    again = exhaustive_outcomes(given, tmp_path / "t.npz")
     assert all((a.changed == b.changed).all() for a, b in zip(made.tensors, again.tensors, strict=True))
-    assert again.header == read_class_table(tmp_path / "t.npz").header and not (tmp_path / "t.npz.parts").exists()
+    assert again.header == read_outcome_table(tmp_path / "t.npz").header and not (tmp_path / "t.npz.parts").exists()
     with pytest.raises(StoreError, match="another campaign"):
-        class_outcomes(campaign(tmp_path, include=("=w1",)), tmp_path / "t.npz")
+        exhaustive_outcomes(campaign(tmp_path, include=("=w1",)), tmp_path / "t.npz")
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +82,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        class_outcomes(given, tmp_path / "t.npz", progress=stop)
+        exhaustive_outcomes(given, tmp_path / "t.npz", progress=stop)
     assert (tmp_path / "t.npz.parts").is_dir() and not (tmp_path / "t.npz").exists()
     calls.clear()
-    table = class_outcomes(given, tmp_path / "t.npz", progress=lambda tensor, *_: calls.append(tensor))
+    table = exhaustive_outcomes(given, tmp_path / "t.npz", progress=lambda tensor, *_: calls.append(tensor))
     assert set(calls) == {"b1"} and table.faults == 120
 
 
@@ -95,16 +95,16 @@ def test_other_campaigns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="whole tensors"):
         campaign(tmp_path, elements="0")
     with pytest.raises(SpecError, match="give exhaustive and outcomes class"):
-        class_outcomes(campaign(tmp_path, outcomes="bits"))
+        exhaustive_outcomes(campaign(tmp_path, outcomes="bits"))
     with pytest.raises(SpecError, match="make a table, no store"):
         run(campaign(tmp_path), tmp_path / "s.db")
     with pytest.raises(SpecError, match="for scores of classes"):
-        ClassRun(campaign(tmp_path, task="deviation"))
+        ExhaustiveRun(campaign(tmp_path, task="deviation"))
     assert default_table(campaign(tmp_path)) == Path("m.classes.npz")
 
 
 def test_counts_are_small_numbers(tmp_path: Path) -> None:
-    table = class_outcomes(campaign(tmp_path, include=("=b2",)), tmp_path / "t.npz")
+    table = exhaustive_outcomes(campaign(tmp_path, include=("=b2",)), tmp_path / "t.npz")
     assert all(table.column(name).max() <= N and table.column(name).dtype == np.uint32 for name in COLUMNS)
 
 
@@ -112,4 +112,4 @@ def test_a_runtime_that_computes_otherwise_ends_the_campaign(tmp_path: Path, mon
     proofs, none = WeightProofs.classes, np.zeros((1, N), np.int16)
     monkeypatch.setattr(WeightProofs, "classes", lambda *given: (proofs(*given) + 1) % 3 + none)
     with pytest.raises(CampaignError, match="does not compute as the proofs assume"):
-        class_outcomes(campaign(tmp_path, include=("=w2",)), tmp_path / "t.npz")
+        exhaustive_outcomes(campaign(tmp_path, include=("=w2",)), tmp_path / "t.npz")
