@@ -25,9 +25,9 @@ FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "ca
 ROOMS = {
     "faults": ("", "hardware"),
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
-    "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "certain", "pipeline"),
+    "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "proofs", "pipeline"),
     "tasks": ("", "kinds"),
-    "campaign": ("spec", "plan", "results", "execute", "certain", "workers", "run", "exhaustive", "report", "gate"),
+    "campaign": ("spec", "plan", "results", "execute", "proved", "workers", "run", "exhaustive", "report", "gate"),
     "analysis": ("", "planner"),
 }
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
@@ -388,7 +388,7 @@ TESTED_WITH = {
     "campaign/run/campaign_record.py": "campaign/run/test_runner.py",
     "campaign/run/trial_limits.py": "campaign/run/test_runner.py",
     "cli/assess.py": "analysis/test_assess.py",
-    "runtime/certain/quantised_layers.py": "runtime/certain/test_integer_faults.py",
+    "runtime/proofs/quantised_layers.py": "runtime/proofs/test_integer_faults.py",
     "cli/diff.py": "cli/test_integrity.py",
     "cli/fit.py": "analysis/test_fit.py",
     "cli/manifest.py": "cli/test_integrity.py",

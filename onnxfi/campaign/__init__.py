@@ -5,6 +5,7 @@ Read `spec/campaign.py` first: a campaign is a frozen value. From there it goes 
 - `spec/`: the fields of a campaign and its YAML file
 - `plan/`: the model and data opened, the fault population, the strata, the fault list with every trial
 - `execute/`: the golden run, the canary, one trial by its route
+- `proved/`: classes proved without a run, for campaigns that judge classes alone
 - `workers/`: trials in worker processes or on Dask
 - `results/`: the store, one SQLite file
 - `run/`: the whole campaign, from the golden run to the last trial

@@ -6,6 +6,6 @@
 - `inject/`: the verbs inject, sample, replay, undo, instrument
 - `partial/`: a trial executed from golden values instead of from the inputs
 - `generation/`: decoders with a KV cache, token by token
-- `certain/`: bounds of faulty scores that prove a class without a run
+- `proofs/`: bounds of faulty scores that prove a class without a run
 - `pipeline/`: several models, and host code between them
 """

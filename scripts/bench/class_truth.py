@@ -7,7 +7,7 @@
 
 The table is that of `--table`, of the network `--model`: by default models/fashion_cnn_faults.npz; its card says how it
 was made. `check` runs faulty copies of the model and compares SDC-1, DUE, accuracy and critical, sample for sample. The
-exit status says whether the targets were met: 0 yes, 1 no. Last results: docs/explanation/certain-outcomes.md.
+exit status says whether the targets were met: 0 yes, 1 no. Last results: docs/explanation/proved-outcomes.md.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from onnxfi.faults.sites import Sites
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Word
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.certain.integer_kernels import integer_sums
+from onnxfi.runtime.proofs.integer_kernels import integer_sums
 from onnxfi.statistics.intervals import (
     Stratum,
     clopper_pearson,

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.proved.proof_executor import open_executor
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.trial_batches import batches_by_tensor

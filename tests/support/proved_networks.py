@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxfi.runtime.certain.operators import Convolution, Matrix
-from onnxfi.runtime.certain.quantised_layers import Quantisation, QuantisedLayer
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.proofs.operators import Convolution, Matrix
+from onnxfi.runtime.proofs.quantised_layers import Quantisation, QuantisedLayer
 
 Floats = NDArray[np.float32]
 CLASSES = 4

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.certain.class_proofs import ClassProofs, Proofs, agree, flip, numbers, on_cpu
-from onnxfi.campaign.certain.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.exhaustive.outcome_table import (
@@ -27,13 +25,15 @@ from onnxfi.campaign.exhaustive.outcome_table import (
     write_outcome_table,
 )  # fmt: skip
 from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, Proofs, agree, flip, numbers, on_cpu
+from onnxfi.campaign.proved.unproved_runs import BatchOutcome, TensorRuns
 from onnxfi.campaign.run.campaign_record import identity
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.scheduling import versions
 from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults.space import Target
 from onnxfi.graph.write.output_file import check_output_files
-from onnxfi.runtime.certain.propagation import UNKNOWN
+from onnxfi.runtime.proofs.propagation import UNKNOWN
 from onnxfi.tasks.outcomes import Judgement, judge
 
 #: Faults of a block are no more than this, where each has a number for each sample.
@@ -151,7 +151,7 @@ class ExhaustiveRun:
         self.header = made.header
         self.identity: dict[str, Any] = json.loads(json.dumps(identity(self.opened, made), default=list))
         self.space = self.opened.fault_targets.listed(self.header)
-        self.proofs = ClassProofs(self.executor, self.golden)
+        self.proofs = CampaignProofs(self.executor, self.golden)
         self.labels, self.top = self.golden.labels, self.proofs.top
         self.canary = canary.prove(self.executor, [t for t in made.targets if t.size])
 

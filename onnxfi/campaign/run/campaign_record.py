@@ -16,8 +16,8 @@ from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.scheduling import versions
 from onnxfi.errors import CampaignError, SpecError
 from onnxfi.graph.write.faulty_copy import OnProgress
-from onnxfi.runtime.certain.integer_kernels import integer_sums
 from onnxfi.runtime.engine.cuda import CPU, is_place
+from onnxfi.runtime.proofs.integer_kernels import integer_sums
 from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import missing, remark
 

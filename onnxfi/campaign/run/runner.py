@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
@@ -21,6 +20,7 @@ from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, enough, make_plan
+from onnxfi.campaign.proved.proof_executor import open_executor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns

@@ -12,11 +12,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from onnxfi.campaign.certain.class_executor import open_executor
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.proved.proof_executor import open_executor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.trial_batches import PendingTrial

@@ -15,7 +15,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, SpecError, StoreError
-from onnxfi.runtime.certain.weight_faults import WeightProofs
+from onnxfi.runtime.proofs.weight_faults import WeightProofs
 
 N = 12
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError
 from onnxfi.graph.model.graph_index import GraphIndex
-from onnxfi.runtime.certain.bounds import Floats
-from onnxfi.runtime.certain.operators import Convolution
-from onnxfi.runtime.certain.quantised_layers import Quantisation, QuantisedLayer
 from onnxfi.runtime.engine.protocols import Engine
+from onnxfi.runtime.proofs.bounds import Floats
+from onnxfi.runtime.proofs.operators import Convolution
+from onnxfi.runtime.proofs.quantised_layers import Quantisation, QuantisedLayer
 
 if TYPE_CHECKING:
     import onnx

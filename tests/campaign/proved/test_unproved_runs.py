@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tiny_campaigns import mlp, samples
 
-from onnxfi.campaign.certain.class_proofs import flip
-from onnxfi.campaign.certain.unproved import TensorRuns
 from onnxfi.campaign.exhaustive.exhaustive_run import ExhaustiveRun
+from onnxfi.campaign.proved.campaign_proofs import flip
+from onnxfi.campaign.proved.unproved_runs import TensorRuns
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.tasks.outcomes import Judgement
 

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.certain.sample_runs import SampleRuns
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.proved.sample_subset_runs import SampleRuns
 from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.space import Target

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
-from onnxfi.runtime.certain.bounds import LARGEST, Floats, ValueBounds, absolute, gamma
+from onnxfi.runtime.proofs.bounds import LARGEST, Floats, ValueBounds, absolute, gamma
 
 #: Values of a scored softmax differ by more than its rounding where their logits differ by this.
 SOFTMAX_MARGIN = 1e-3

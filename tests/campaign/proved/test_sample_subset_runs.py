@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_campaigns import mlp, samples
 
-from onnxfi.campaign.certain import sample_runs
-from onnxfi.campaign.certain.sample_runs import SampleRuns
 from onnxfi.campaign.exhaustive.exhaustive_run import ExhaustiveRun
+from onnxfi.campaign.proved import sample_subset_runs
+from onnxfi.campaign.proved.sample_subset_runs import SampleRuns
 from onnxfi.campaign.spec.campaign import Campaign
 
 
@@ -22,5 +22,5 @@ def test_numbers_of_samples_with_other_scores_are_refused(tmp_path: Path, monkey
         run.proofs.whole.opened, run.proofs.whole.feeds, np.nextafter(run.proofs.whole.scores, np.float32(9))
     )
     assert not other.keeps_bits(2)
-    monkeypatch.setattr(sample_runs, "SMALL_BYTES", 10)
+    monkeypatch.setattr(sample_subset_runs, "SMALL_BYTES", 10)
     assert SampleRuns.open(run.opened, run.golden) is None

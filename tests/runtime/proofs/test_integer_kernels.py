@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import pytest
 from proved_networks import integer_layer
 
-from onnxfi.runtime.certain.integer_kernels import adds_exactly, largest_weights
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.reference import ReferenceEngine
+from onnxfi.runtime.proofs.integer_kernels import adds_exactly, largest_weights
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.certain.sample_runs import SampleRuns
-from onnxfi.campaign.certain.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.proved.sample_subset_runs import SampleRuns
+from onnxfi.campaign.proved.unproved_runs import BatchOutcome, TensorRuns
 from onnxfi.errors import CampaignError, EngineError, UnprovableError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.models import Flip
@@ -19,13 +19,13 @@ from onnxfi.faults.sites import Sites
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.partition.subgraph import partition_graph
-from onnxfi.runtime.certain.golden_values import Golden, golden_activations, needed_activations
-from onnxfi.runtime.certain.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
-from onnxfi.runtime.certain.integer_kernels import adds_exactly
-from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
-from onnxfi.runtime.certain.quantised_layers import QuantisedLayer
-from onnxfi.runtime.certain.weight_faults import WeightProofs, open_proofs
 from onnxfi.runtime.engine.cuda import CPU
+from onnxfi.runtime.proofs.golden_values import Golden, golden_activations, needed_activations
+from onnxfi.runtime.proofs.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
+from onnxfi.runtime.proofs.integer_kernels import adds_exactly
+from onnxfi.runtime.proofs.propagation import UNKNOWN, Classes
+from onnxfi.runtime.proofs.quantised_layers import QuantisedLayer
+from onnxfi.runtime.proofs.weight_faults import WeightProofs, open_proofs
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 Proofs = WeightProofs | IntegerProofs
@@ -35,7 +35,7 @@ _CHECKED = 8
 _MOST_CLASSES = np.iinfo(np.int16).max
 
 
-class ClassProofs:
+class CampaignProofs:
     """The proofs of a campaign of a classifier.
 
     Parameters

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from onnxfi.errors import EngineError, UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.graph.partition.subgraph_model import extract_model
-from onnxfi.runtime.certain.bounds import Floats
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.engine.ports import Port, same_bytes
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.partial.golden_cache import feed_of
+from onnxfi.runtime.proofs.bounds import Floats
 
 #: Operators that add up products of inputs and weights.
 LINEAR = frozenset(("Conv", "Gemm", "MatMul"))

@@ -14,12 +14,12 @@ from proved_networks import changed_scores, integer_layer
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import partition_graph
-from onnxfi.runtime.certain.golden_values import golden_activations
-from onnxfi.runtime.certain.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
-from onnxfi.runtime.certain.integer_kernels import adds_exactly
-from onnxfi.runtime.certain.propagation import UNKNOWN
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.proofs.golden_values import golden_activations
+from onnxfi.runtime.proofs.integer_faults import IntegerProofs, needed_integers, open_integer_proofs
+from onnxfi.runtime.proofs.integer_kernels import adds_exactly
+from onnxfi.runtime.proofs.propagation import UNKNOWN
 
 SAMPLES, CLASSES = 6, 3
 

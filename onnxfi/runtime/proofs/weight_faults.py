@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph
-from onnxfi.runtime.certain.bounds import Floats
-from onnxfi.runtime.certain.golden_values import LINEAR, Golden
-from onnxfi.runtime.certain.operators import Convolution, Linear
-from onnxfi.runtime.certain.propagation import UNKNOWN, Classes, Path, path_from, with_samples
+from onnxfi.runtime.proofs.bounds import Floats
+from onnxfi.runtime.proofs.golden_values import LINEAR, Golden
+from onnxfi.runtime.proofs.operators import Convolution, Linear
+from onnxfi.runtime.proofs.propagation import UNKNOWN, Classes, Path, path_from, with_samples
 
 #: Numbers of a block of faults: the working arrays of a few of them stay in a processor's caches.
 _BLOCK = 1 << 15

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph, TensorLocation, array_at
-from onnxfi.runtime.certain.bounds import Floats
-from onnxfi.runtime.certain.operators import Convolution, MaxPool, Product, convolution, matrix, window
+from onnxfi.runtime.proofs.bounds import Floats
+from onnxfi.runtime.proofs.operators import Convolution, MaxPool, Product, convolution, matrix, window
 
 if TYPE_CHECKING:
     import onnx

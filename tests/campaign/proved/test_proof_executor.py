@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny_campaigns import mlp, overflowing, ran, samples
 
-from onnxfi.campaign.certain.class_executor import rows_apart
+from onnxfi.campaign.proved.proof_executor import rows_apart
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, SpecError
 from onnxfi.graph.partition.route import Route
-from onnxfi.runtime.certain.weight_faults import WeightProofs
+from onnxfi.runtime.proofs.weight_faults import WeightProofs
 
 N = 12
 METRICS = ("sdc1", "any", "due_samples", "top1", "critical", "top1_changed", "nonfinite", "balanced_accuracy")

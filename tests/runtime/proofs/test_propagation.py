@@ -9,9 +9,9 @@ from onnx import parser
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
-from onnxfi.runtime.certain.bounds import ValueBounds
-from onnxfi.runtime.certain.golden_values import Golden
-from onnxfi.runtime.certain.propagation import UNKNOWN, path_from, with_samples
+from onnxfi.runtime.proofs.bounds import ValueBounds
+from onnxfi.runtime.proofs.golden_values import Golden
+from onnxfi.runtime.proofs.propagation import UNKNOWN, path_from, with_samples
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 0, 0, 1}> '
 

@@ -9,9 +9,9 @@ from onnx import parser
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import partition_graph
-from onnxfi.runtime.certain.golden_values import golden_activations, needed_activations
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.proofs.golden_values import golden_activations, needed_activations
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y)
 <float[2,2] w = {1, 2, 3, 4}, float[2,2] v = {1, 0, 0, 1}, float[2] b = {1, 1}>

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph
-from onnxfi.runtime.certain.bounds import Floats
-from onnxfi.runtime.certain.golden_values import Golden
-from onnxfi.runtime.certain.integer_kernels import largest_weights
-from onnxfi.runtime.certain.operators import Convolution
-from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
-from onnxfi.runtime.certain.quantised_layers import QuantisedLayer, layers_of, wrapped
+from onnxfi.runtime.proofs.bounds import Floats
+from onnxfi.runtime.proofs.golden_values import Golden
+from onnxfi.runtime.proofs.integer_kernels import largest_weights
+from onnxfi.runtime.proofs.operators import Convolution
+from onnxfi.runtime.proofs.propagation import UNKNOWN, Classes
+from onnxfi.runtime.proofs.quantised_layers import QuantisedLayer, layers_of, wrapped
 
 #: Whole numbers below are exact in float32.
 _EXACT = float(1 << 24)

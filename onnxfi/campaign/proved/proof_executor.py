@@ -13,10 +13,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.certain.class_proofs import ClassProofs, Proofs, agree, numbers
-from onnxfi.campaign.certain.unproved import BatchOutcome, TensorRuns
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, Proofs, agree, numbers
+from onnxfi.campaign.proved.unproved_runs import BatchOutcome, TensorRuns
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.space import Target
@@ -24,7 +24,7 @@ from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.write.faulty_copy import look_up_words
-from onnxfi.runtime.certain.propagation import UNKNOWN, Classes
+from onnxfi.runtime.proofs.propagation import UNKNOWN, Classes
 from onnxfi.tasks.answers import ClassPair
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge_pair
 
@@ -40,7 +40,7 @@ def open_executor(
     campaign: Campaign, kept_bytes: int = KEPT_BYTES, *, model: Model | None = None, runs: bool = True
 ) -> TrialExecutor:
     """Open a campaign with what executes its trials, by the kind of their outcomes; see `open_campaign`."""
-    kind = ClassExecutor if campaign.scoring.outcomes == "class" else TrialExecutor
+    kind = ProofExecutor if campaign.scoring.outcomes == "class" else TrialExecutor
     return kind.open(campaign, kept_bytes, model=model, runs=runs)
 
 
@@ -59,11 +59,11 @@ class _TensorProofs:
         return 0 if self.proofs is None else self.proofs.cost_bytes
 
 
-class ClassExecutor(TrialExecutor):
+class ProofExecutor(TrialExecutor):
     """Executes the trials of a campaign whose outcomes are classes; see `TrialExecutor`."""
 
     most_at_once: ClassVar[int] = 2048
-    _proofs: ClassProofs | None = None
+    _proofs: CampaignProofs | None = None
 
     def shares(self, header: Header) -> bool:
         """Return whether trials of a plan may be proved together."""
@@ -110,7 +110,7 @@ class ClassExecutor(TrialExecutor):
 
         def opener() -> _TensorProofs:
             if self._proofs is None or self._proofs.golden is not golden:
-                self._proofs = ClassProofs(self, golden, self.kept_bytes // _KEPT_SHARE)
+                self._proofs = CampaignProofs(self, golden, self.kept_bytes // _KEPT_SHARE)
             proofs, runs = self._proofs.of(target), self._proofs.runs(header, target)
             if proofs is not None and not proofs.cheap:  # its bounds cost more than a run
                 proofs = None

@@ -11,11 +11,11 @@ from proved_networks import changed_scores, faulty_scores, images, network, spoi
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import TensorLocation, array_at, partition_graph
-from onnxfi.runtime.certain.golden_values import golden_activations, needed_activations
-from onnxfi.runtime.certain.propagation import UNKNOWN
-from onnxfi.runtime.certain.weight_faults import WeightProofs, open_proofs
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.proofs.golden_values import golden_activations, needed_activations
+from onnxfi.runtime.proofs.propagation import UNKNOWN
+from onnxfi.runtime.proofs.weight_faults import WeightProofs, open_proofs
 
 NETWORKS = (("mlp", "w1 b1 w2"), ("softmax", "w1 w2 b2"), ("cnn", "w1 b1 w2 w3 b3"), ("residual", "w1 w3"))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxfi.errors import UnprovableError
-from onnxfi.runtime.certain.bounds import ValueBounds
-from onnxfi.runtime.certain.operators import (
+from onnxfi.runtime.proofs.bounds import ValueBounds
+from onnxfi.runtime.proofs.operators import (
     Average,
     Clip,
     Convolution,

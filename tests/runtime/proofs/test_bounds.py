@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.runtime.certain.bounds import ValueBounds, absolute, gamma
+from onnxfi.runtime.proofs.bounds import ValueBounds, absolute, gamma
 
 
 def test_bounds_are_mapped_and_keep_their_channels() -> None:

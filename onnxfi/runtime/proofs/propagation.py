@@ -2,7 +2,7 @@
 
 A class is certain where the lowest score that it can have is above the highest of every other: in a tie nothing is. All
 rests on golden values that a run gives whose scores are the golden ones bit for bit, and on bounds that hold for every
-order of summation (`rounding`).
+order of summation (`bounds.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import UnprovableError
 from onnxfi.graph.partition.subgraph import PartitionGraph, TensorLocation, array_at
-from onnxfi.runtime.certain.bounds import Floats, ValueBounds
-from onnxfi.runtime.certain.golden_values import LINEAR, Golden
-from onnxfi.runtime.certain.operators import (
+from onnxfi.runtime.proofs.bounds import Floats, ValueBounds
+from onnxfi.runtime.proofs.golden_values import LINEAR, Golden
+from onnxfi.runtime.proofs.operators import (
     SOFTMAX_MARGIN,
     Average,
     Clip,

@@ -1,5 +1,0 @@
-"""Certain outcomes: bounds of a faulty output that prove its class, without running the model.
-
-Start with `propagation`: from the bounds of a faulty tensor to those of the scores, and to the classes that are
-certain. `operators` has a rule for each operator, `rounding` the bound on what a runtime's float32 may do.
-"""
