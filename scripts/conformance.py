@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, Armed

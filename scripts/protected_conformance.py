@@ -22,8 +22,8 @@ from conformance import KINDS, OFF, Case, made_up
 
 from onnxfi.errors import ModelError, OnnxfiError
 from onnxfi.faults.space import Selector
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.protection.protection import Setting

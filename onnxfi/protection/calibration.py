@@ -17,7 +17,7 @@ from onnxfi.graph.model.graph_index import GraphIndex, Scope
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
-from onnxfi.graph.protection.bodies import carry_out, name_nodes_with_bodies
+from onnxfi.graph.protection.loop_and_branch_bodies import carry_out, name_nodes_with_bodies
 from onnxfi.graph.protection.placement import Follower, Places, followed_bounds
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted
 from onnxfi.runtime.data.sources import Data

@@ -25,7 +25,7 @@ from campaign import made_up
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.graph.partition.segmentation import Segmentation
+from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.partial.conv_delta import ConvDelta
 from onnxfi.runtime.partial.segmented_model import SegmentedModel

@@ -15,7 +15,7 @@ from onnxfi.errors import OnnxfiError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.runtime.data.batches import Batch

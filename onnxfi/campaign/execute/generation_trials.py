@@ -23,7 +23,7 @@ from onnxfi.faults.positions import Positions
 from onnxfi.faults.sites import KV_CACHE, LAST_STEP, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.passes.fault_inputs import columns

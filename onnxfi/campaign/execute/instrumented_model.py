@@ -21,7 +21,7 @@ from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.errors import EngineError, FaultError, ProviderError, SelectorError
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import graph_batch_layout
+from onnxfi.graph.dataflow.batch_layout import graph_batch_layout
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.graph_edit import names_in, show_fault_free

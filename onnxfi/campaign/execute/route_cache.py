@@ -15,7 +15,7 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.errors import DataError, EngineError, ModelError, RouteError, SegmentMismatchError
 from onnxfi.faults.space import Target
 from onnxfi.graph.partition.cut_points import decision_cut, narrow_cut_points, spike_cut_points, whole_subgraph
-from onnxfi.graph.partition.segmentation import Segmentation
+from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.data.sample_outputs import Outputs, same_outputs, stacked

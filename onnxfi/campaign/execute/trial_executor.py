@@ -39,7 +39,7 @@ from onnxfi.faults.space import Target
 from onnxfi.faults.trials import RATE_SAMPLERS, Faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route, RouteContext, TrialFacts, route_of
-from onnxfi.graph.partition.segmentation import Segmentation
+from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.cooperative_lock import claim

@@ -16,7 +16,7 @@ from onnxfi.faults.trials import Faults, apply_separately, concatenate
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.loading import by_target
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.partition.segmentation import FaultPath, Segmentation
+from onnxfi.graph.partition.segments import FaultPath, Segmentation
 from onnxfi.graph.partition.subgraph import TensorLocation
 from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
 from onnxfi.runtime.data.sample_outputs import Outputs

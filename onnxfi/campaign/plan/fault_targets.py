@@ -36,8 +36,8 @@ from onnxfi.graph.dataflow.activation_targets import (
     select_activations,
     with_neuron_axes,
 )
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
-from onnxfi.graph.dataflow.sample_layout import one_at_a_time
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
+from onnxfi.graph.dataflow.sample_placement import one_at_a_time
 from onnxfi.graph.model.dequantize import with_dequantized
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import refuse_whole_tensor_models, step_tensors

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS, Word
-from onnxfi.graph.dataflow.matrix_products import matrix_product
-from onnxfi.graph.dataflow.sample_axis import (
+from onnxfi.graph.dataflow.batch_layout import (
     BatchLayout,
     Dims,
     SampleAxis,
@@ -23,7 +22,8 @@ from onnxfi.graph.dataflow.sample_axis import (
     graph_batch_layout,
     tensor_dims,
 )
-from onnxfi.graph.dataflow.sample_layout import LARGE_BATCH, UNKNOWN_AXIS, SamplePlacement, inferred_placements
+from onnxfi.graph.dataflow.channel_axis import matrix_product
+from onnxfi.graph.dataflow.sample_placement import LARGE_BATCH, UNKNOWN_AXIS, SamplePlacement, inferred_placements
 from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.graph_index import Scope, all_graphs
 from onnxfi.graph.model.neuron_table import neuron_shapes

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import IsolationError
-from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.model.graph_index import subgraphs
 from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.isolated_call import run_isolated
 
 if TYPE_CHECKING:
     import onnx

@@ -16,11 +16,11 @@ from onnxfi.faults.space import Consumer, Target
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.graph_index import GraphIndex, Node
 from onnxfi.graph.model.layers import layer_of, layer_scope
-from onnxfi.graph.model.liveness import consuming_nodes, data_values, live_values_and_nodes
 from onnxfi.graph.model.neuron_table import neuron_roles
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors, WordLocation
 from onnxfi.graph.model.tensor_roles import assign_roles
+from onnxfi.graph.model.used_values import consuming_nodes, data_values, live_values_and_nodes
 from onnxfi.graph.model.weight_dataflow import TensorRole
 
 #: AttributeProto.INT.

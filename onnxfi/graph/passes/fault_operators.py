@@ -27,7 +27,7 @@ import numpy as np
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.words import Word
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.graph.passes.bit_arithmetic import (
     NUMBER,
     NodeBuilder,

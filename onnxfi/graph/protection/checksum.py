@@ -30,7 +30,6 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import made_by
 from onnxfi.graph.protection.detection import (
     COMPUTING,
     LEAST_OPSET,
@@ -41,6 +40,7 @@ from onnxfi.graph.protection.detection import (
     check_layers,
     edits_of,
 )
+from onnxfi.graph.protection.loop_and_branch_bodies import made_by
 from onnxfi.graph.protection.range_restriction import restrictable
 from onnxfi.graph.protection.reach import stored_in_reach
 

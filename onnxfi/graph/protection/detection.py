@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError, SelectorError, closest
 from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.dataflow.batch_layout import declared_types
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
-from onnxfi.graph.dataflow.sample_axis import declared_types
 from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
@@ -26,7 +26,14 @@ from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import carry_out, check_unprotected, edited_graphs, made_by, marked, result_between
+from onnxfi.graph.protection.loop_and_branch_bodies import (
+    carry_out,
+    check_unprotected,
+    edited_graphs,
+    made_by,
+    marked,
+    result_between,
+)
 from onnxfi.graph.protection.range_restriction import FORMATS, restrictable
 from onnxfi.graph.protection.reach import check_names, left_outside, stored_in_reach
 

@@ -20,7 +20,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.bodies import check_unprotected, edited_graphs, made_by, result_between
+from onnxfi.graph.protection.loop_and_branch_bodies import check_unprotected, edited_graphs, made_by, result_between
 
 if TYPE_CHECKING:
     import onnx

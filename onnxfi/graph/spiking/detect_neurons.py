@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.dataflow.activation_targets import activations
-from onnxfi.graph.dataflow.sample_axis import Dims
+from onnxfi.graph.dataflow.batch_layout import Dims
 from onnxfi.graph.model.graph_index import GraphIndex, node_labels
 from onnxfi.graph.model.layers import layer_of, module_in_parameter_name
 from onnxfi.graph.model.loading import Model, parse

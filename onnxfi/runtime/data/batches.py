@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxfi.errors import DataError
-from onnxfi.graph.dataflow.sample_axis import BatchLayout, find_batch_layout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout, find_batch_layout
 from onnxfi.runtime.data.images import ImageFolder
 from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.engine.ports import Array, Port, native, type_name

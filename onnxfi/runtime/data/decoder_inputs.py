@@ -75,7 +75,7 @@ def completed(arrays: Mapping[str, Array], ports: Sequence[Port]) -> dict[str, A
 def check_rows(data: Data, tables: Sequence[LookupTable]) -> None:
     """Raise DataError if a number of an input is beyond the rows of the table that it looks up.
 
-    >>> from onnxfi.graph.dataflow.sample_axis import BatchLayout
+    >>> from onnxfi.graph.dataflow.batch_layout import BatchLayout
     >>> data = Data.of_arrays({"ids": np.array([[0, 7]])}, None, BatchLayout(0, (("ids", 0),), None), "")
     >>> check_rows(data, [LookupTable("ids", "table", 4)])
     Traceback (most recent call last):

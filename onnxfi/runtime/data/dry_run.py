@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from onnxfi.errors import CrashError, EngineError, IsolationError
-from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.model.byte_source import quoted
+from onnxfi.isolated_call import run_isolated
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.protocols import Engine
 

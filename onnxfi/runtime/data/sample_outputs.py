@@ -251,7 +251,7 @@ class KeptInputs:
 
         Examples
         --------
-        >>> from onnxfi.graph.dataflow.sample_axis import BatchLayout
+        >>> from onnxfi.graph.dataflow.batch_layout import BatchLayout
         >>> data = Data.of_arrays({"x": np.arange(6).reshape(3, 2)}, None, BatchLayout(0, (("x", 0),), None), "")
         >>> KeptInputs.read(data, 2, ["x"]).of(np.array([1]))["x"]
         array([[2, 3]])

@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxfi.errors import DataError, closest
 from onnxfi.extensions import importable, names_function
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, layout
 from onnxfi.runtime.data.decoder_inputs import completed
 from onnxfi.runtime.data.events import holds_events, open_events

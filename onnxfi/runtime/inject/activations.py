@@ -23,7 +23,7 @@ from onnxfi.graph.dataflow.activation_targets import (
     inputs_by_default,
     select_activations,
 )
-from onnxfi.graph.dataflow.sample_layout import one_at_a_time
+from onnxfi.graph.dataflow.sample_placement import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import expand_steps, refuse_whole_tensor_models

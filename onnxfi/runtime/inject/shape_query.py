@@ -15,8 +15,8 @@ from onnxfi.graph.dataflow.activation_targets import (
     placed_after_run,
     with_observed_facts,
 )
-from onnxfi.graph.dataflow.sample_axis import BatchLayout, graph_batch_layout
-from onnxfi.graph.dataflow.sample_layout import SamplePlacement, Sizes, model_placements
+from onnxfi.graph.dataflow.batch_layout import BatchLayout, graph_batch_layout
+from onnxfi.graph.dataflow.sample_placement import SamplePlacement, Sizes, model_placements
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.passes.probes import CountIterations, OutputShapes, ScopedName
 from onnxfi.runtime.data.dry_run import dry_run

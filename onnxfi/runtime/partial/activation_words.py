@@ -12,7 +12,7 @@ from onnxfi.errors import SelectorError
 from onnxfi.faults.sites import Index, Sites, Target
 from onnxfi.faults.trials import Faults, apply_faults, json_value
 from onnxfi.faults.words import Word
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.runtime.engine.ports import Array
 
 #: Step of a loop (-1: in none), sample (-1: none is held) and element of a word.

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxfi.errors import EngineError
 from onnxfi.graph.partition.conv_partial_sums import ConvSum, block_input, block_output, block_sizes, partial_sum_model
-from onnxfi.graph.partition.segmentation import EntrySubgraph
+from onnxfi.graph.partition.segments import EntrySubgraph
 from onnxfi.graph.partition.subgraph import TensorLocation, array_at
 from onnxfi.graph.partition.subgraph_model import SubgraphModel
 from onnxfi.runtime.engine.cooperative_lock import claim, released

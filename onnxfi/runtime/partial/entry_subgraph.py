@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from onnxfi.errors import SegmentMismatchError
-from onnxfi.graph.partition.segmentation import EntrySubgraph
+from onnxfi.graph.partition.segments import EntrySubgraph
 from onnxfi.graph.partition.subgraph import Subgraph, TensorLocation
 from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
 from onnxfi.runtime.engine.ports import Array, same_bytes

@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxfi.errors import DataError, EngineError, SegmentMismatchError
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
-from onnxfi.graph.partition.segmentation import Segmentation
+from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph_model import InputType, SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.sample_outputs import Reduce

@@ -14,7 +14,7 @@ from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.words import Words
 from onnxfi.graph.partition.output_channels import OutputChannels
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.partition.segmentation import EntrySubgraph, FaultPath
+from onnxfi.graph.partition.segments import EntrySubgraph, FaultPath
 from onnxfi.graph.partition.subgraph import TensorLocation, array_at
 from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch

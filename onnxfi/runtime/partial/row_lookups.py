@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.graph.partition.output_channels import OutputChannels
-from onnxfi.graph.partition.segmentation import EntrySubgraph
+from onnxfi.graph.partition.segments import EntrySubgraph
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel

@@ -25,7 +25,6 @@ from onnxfi.errors import (
     closest,
 )
 from onnxfi.faults.space import NamePattern, Target
-from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.dequantize import dequantized, scales_at
 from onnxfi.graph.model.graph_index import all_nodes, node_label
@@ -33,6 +32,7 @@ from onnxfi.graph.model.layers import layer_of
 from onnxfi.graph.model.loading import Model, ModelLike, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
+from onnxfi.isolated_call import run_isolated
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, data_of
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine

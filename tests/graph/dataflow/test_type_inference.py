@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxfi import isolated_call
 from onnxfi.errors import IsolationError, ModelError
-from onnxfi.graph.dataflow import isolation
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.type_inference import convert_opset, infer_types
 from onnxfi.graph.model.loading import load
@@ -64,7 +64,7 @@ def test_a_size_below_0_is_an_unknown_one(size: int) -> None:
 
 def test_memory_of_inference_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size is a number in the file: onnx makes a list of so many entries of it."""
-    monkeypatch.setattr(isolation, "LIMIT_BYTES", 1 << 27)
+    monkeypatch.setattr(isolated_call, "LIMIT_BYTES", 1 << 27)
     assert types(sliced(1 << 40)) == {}
 
 

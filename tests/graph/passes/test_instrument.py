@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxfi.errors import InputError, ModelError, SelectorError
 from onnxfi.faults.space import Selector
 from onnxfi.faults.words import Mask
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, arm, bake

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import parser
 
 from onnxfi.errors import DataError
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.runtime.data import sample_outputs
 from onnxfi.runtime.data.batches import Batch, Data
 from onnxfi.runtime.data.sample_outputs import (

@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 
 from onnxfi.errors import SelectorError
 from onnxfi.graph.dataflow.activation_targets import activations
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine

@@ -12,7 +12,7 @@ from onnxfi.faults.models import Flip
 from onnxfi.faults.sites import LAST_STEP, Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.runtime.partial.activation_words import InjectedWords, inject_words
 
 SAMPLES, START = 4, 10

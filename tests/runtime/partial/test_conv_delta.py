@@ -24,7 +24,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.conv_partial_sums import largest_conv_sum
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.partition.segmentation import EntrySubgraph
+from onnxfi.graph.partition.segments import EntrySubgraph
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxfi.errors import DataError, InputError
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import DataError
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.tasks.kinds.token_scores import KEPT, NAME, OWN, TARGET, TOP, TokenScores, divergences, highest

@@ -1,7 +1,7 @@
 """Sample axes: the axis along which the inputs of a model, and the tensors computed from them, hold samples.
 
 The samples lie along the dimension that grows with the batch, by a whole number of rows per sample; shapes at two batch
-sizes show which one. The order of several rows per sample follows from the operators (sample_layout.py).
+sizes show which one. The order of several rows per sample follows from the operators (sample_placement.py).
 """
 
 from __future__ import annotations

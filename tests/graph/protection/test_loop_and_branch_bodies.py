@@ -14,11 +14,11 @@ from onnxfi import load, protect
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.activation_targets import activations
-from onnxfi.graph.dataflow.sample_axis import BatchLayout
+from onnxfi.graph.dataflow.batch_layout import BatchLayout
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import parse
 from onnxfi.graph.passes.instrument import ActivationFault, bake
-from onnxfi.graph.protection.bodies import carry_out
+from onnxfi.graph.protection.loop_and_branch_bodies import carry_out
 from onnxfi.protection.protection import Setting
 from onnxfi.protection.protections import parse_protection
 from onnxfi.runtime.data.batches import Data

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.dataflow.sample_axis import SampleAxis, find_batch_layout
+from onnxfi.graph.dataflow.batch_layout import SampleAxis, find_batch_layout
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.ports import Array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.dataflow.sample_axis import tensor_dims
+from onnxfi.graph.dataflow.batch_layout import tensor_dims
 from onnxfi.graph.model.graph_index import integer
 from onnxfi.graph.model.protobuf_scan import text
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.partition.cut_points import narrow_cut_points, whole_subgraph
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.partition.segmentation import Segmentation
+from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph import partition_graph
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.dataflow.sample_axis import BatchLayout, Dims, SampleAxis, declared_types, tensor_dims
+from onnxfi.graph.dataflow.batch_layout import BatchLayout, Dims, SampleAxis, declared_types, tensor_dims
 from onnxfi.graph.model.graph_index import integer, integers
 from onnxfi.graph.model.protobuf_scan import text
 

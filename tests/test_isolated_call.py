@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from onnxfi import isolated_call
 from onnxfi.errors import CrashError, IsolationError
-from onnxfi.graph.dataflow import isolation
-from onnxfi.graph.dataflow.isolation import run_isolated
+from onnxfi.isolated_call import run_isolated
 
 
 def test_time_of_a_call_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "LIMIT_S", 1)
+    monkeypatch.setattr(isolated_call, "LIMIT_S", 1)
 
     def forever() -> bytes:
         while True:
@@ -51,7 +51,7 @@ def test_what_is_isolated_fails_with_its_own_words_and_leaves_no_process(monkeyp
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_copy_says_nothing_and_leaves_what_was_said_to_the_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; sys.stdout.write('once'); from onnxfi.graph.dataflow.isolation import run_isolated\n"
+        "import os, sys; sys.stdout.write('once'); from onnxfi.isolated_call import run_isolated\n"
         "try: run_isolated(lambda: os.write(2, b'noise') and os.abort())\n"
         "except Exception as error: print(':', error)"
     )
