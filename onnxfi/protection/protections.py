@@ -14,10 +14,10 @@ from onnxfi.errors import InputError
 from onnxfi.faults.text_form import parse
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
-from onnxfi.graph.protection.detection import COMPUTING, Layer, RepeatLayers, find_layers
 from onnxfi.graph.protection.placement import find_places
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
 from onnxfi.graph.protection.reach import check_names, left_outside
+from onnxfi.graph.protection.redundant_layers import COMPUTING, Layer, RepeatLayers, find_layers
 from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights, left_unclipped
 from onnxfi.protection.calibration import calibrate, with_followers
 from onnxfi.protection.protection import Protection, Setting

@@ -14,8 +14,8 @@ from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.dataflow.macs import layer_macs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.protection.checksum import checkable
-from onnxfi.graph.protection.detection import find_layers
 from onnxfi.graph.protection.placement import find_places
+from onnxfi.graph.protection.redundant_layers import find_layers
 from onnxfi.protection.memory_codes import memory_codes, parse_memory_code
 from onnxfi.protection.protection import Setting
 from onnxfi.protection.protections import parse_protection, protections

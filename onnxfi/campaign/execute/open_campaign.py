@@ -17,7 +17,7 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.lookup_tables import lookup_tables
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.protection.detection import ALARM
+from onnxfi.graph.protection.alarms import ALARM
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run

@@ -23,7 +23,7 @@ import numpy as np
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import InputError
-from onnxfi.graph.protection.detection import ALARM
+from onnxfi.graph.protection.alarms import ALARM
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs

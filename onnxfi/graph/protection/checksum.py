@@ -30,19 +30,17 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.detection import (
-    COMPUTING,
-    LEAST_OPSET,
-    Flag,
-    Layer,
-    add_alarm,
-    by_sample,
-    check_layers,
-    edits_of,
-)
+from onnxfi.graph.protection.alarms import Flag, add_alarm, by_sample
 from onnxfi.graph.protection.loop_and_branch_bodies import made_by
 from onnxfi.graph.protection.range_restriction import restrictable
 from onnxfi.graph.protection.reach import stored_in_reach
+from onnxfi.graph.protection.redundant_layers import (
+    COMPUTING,
+    LEAST_OPSET,
+    Layer,
+    check_layers,
+    edits_of,
+)
 
 Numbers = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers
-from onnxfi.graph.protection.detection import RepeatLayers
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, RestrictRanges
+from onnxfi.graph.protection.redundant_layers import RepeatLayers
 from onnxfi.graph.protection.weight_clipping import ClipWeights
 
 _OWN: tuple[type[ModelPass[Any]], ...] = (RestrictRanges, FilterNonFinite, RepeatLayers, CheckLayers, ClipWeights)

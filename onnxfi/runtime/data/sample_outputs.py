@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import DataError, closest
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.protection.detection import ALARM, alarm_flags
+from onnxfi.graph.protection.alarms import ALARM, alarm_flags
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Batch, Data
 from onnxfi.runtime.engine.ports import Array, same_bytes

@@ -15,7 +15,7 @@ import numpy as np
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.passes.loop_over_axis import loop_over_axis
-from onnxfi.graph.protection.detection import ALARM
+from onnxfi.graph.protection.alarms import ALARM
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run

@@ -13,9 +13,9 @@ from onnxfi import load, protect
 from onnxfi.errors import SelectorError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.protection.checksum import checkable
-from onnxfi.graph.protection.detection import find_layers
 from onnxfi.graph.protection.placement import find_places
 from onnxfi.graph.protection.reach import outside_tensors
+from onnxfi.graph.protection.redundant_layers import find_layers
 from onnxfi.graph.protection.weight_clipping import find_weights
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 

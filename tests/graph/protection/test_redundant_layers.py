@@ -18,8 +18,9 @@ from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.instrument import ActivationFault, bake
+from onnxfi.graph.protection.alarms import ALARM
 from onnxfi.graph.protection.checksum import CheckLayers, checkable
-from onnxfi.graph.protection.detection import ALARM, Layer, RepeatLayers, find_layers
+from onnxfi.graph.protection.redundant_layers import Layer, RepeatLayers, find_layers
 
 ROOT = Path(__file__).parents[3]
 X = np.load(ROOT / "models/fashion_test.npz")["image"][:8]

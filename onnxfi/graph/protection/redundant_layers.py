@@ -1,18 +1,14 @@
-"""Detectors in the graph: layers that are computed twice or thrice, and checksums; what they find is an alarm.
+"""Redundant layers: computed twice, with an alarm where the two differ, or thrice, with the majority.
 
-The output `onnxfi.alarm` counts for each sample the detectors that raised an alarm ([N] float32; one number where
-nothing has samples). A campaign takes a sample with an alarm for detected (DUE). Copies of a layer read their input
-through a Max or Min of one operand, which keeps every bit and hinders the runtime from merging them with it.
+Copies of a layer read their input through a Max or Min of one operand, which keeps every bit and hinders the runtime
+from merging them with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from onnxfi.errors import ModelError, SelectorError, closest
 from onnxfi.faults.space import Selector
@@ -26,8 +22,8 @@ from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.alarms import ALARM, Flag, add_alarm, by_sample
 from onnxfi.graph.protection.loop_and_branch_bodies import (
-    carry_out,
     check_unprotected,
     edited_graphs,
     made_by,
@@ -40,13 +36,10 @@ from onnxfi.graph.protection.reach import check_names, left_outside, stored_in_r
 if TYPE_CHECKING:
     import onnx
 
-#: The output of alarms, which outputs of a model have no other meaning for.
-ALARM = "onnxfi.alarm"
 #: Operators that compute: copies of these find faults in the computation.
 COMPUTING = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 #: The least opset: comparisons of floats, Max and Min of every float format.
 LEAST_OPSET = 13
-_FLOAT = 1
 
 
 @dataclass(frozen=True)
@@ -150,15 +143,6 @@ _KINDS: Mapping[int, str] = {2: "duplicate", 3: "triplicate"}
 _GUARDED = ("float16", "float32", "float64", "int32", "int64", "uint32", "uint64")
 
 
-@dataclass(frozen=True)
-class Flag:
-    """Verdict of a detector: the name of its numbers, whether each sample has one, and the path of its graph."""
-
-    name: str
-    samples: bool
-    path: str = ""
-
-
 def edits_of(proto: onnx.ModelProto, layers: Iterable[Layer]) -> Iterator[tuple[GraphEdit, Layer]]:
     """Yield each layer with the edit of its graph, which is written when the next graph's turn comes."""
     for path, edit in edited_graphs(proto):
@@ -241,59 +225,3 @@ def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> 
 def _unequal(g: NodeBuilder, one: str, other: str, layer: Layer) -> str:
     """Append what says for each sample, or for all, whether two values differ: 1 or 0."""
     return by_sample(g, g.cast(g.add("Not", g.add("Equal", one, other)), "float32"), samples=layer.samples)
-
-
-def by_sample(g: NodeBuilder, flags: str, *, samples: bool) -> str:
-    """Append the largest of these numbers for each sample ([N]), or of all ([1])."""
-    shape = [0, -1] if samples else [1, -1]
-    flat = g.add("Reshape", flags, g.constant(shape))
-    if g.opset >= 18:
-        return g.add("ReduceMax", flat, g.constant([1]), keepdims=0)
-    return g.add("ReduceMax", flat, axes=[1], keepdims=0)
-
-
-def add_alarm(proto: onnx.ModelProto, flags: list[Flag]) -> None:
-    """Append the output of alarms, the sum of what all detectors say; where there is one already, add to it."""
-    from onnx import helper
-
-    shape = [None if any(flag.samples for flag in flags) else 1]
-    terms = [flag.name for flag in flags if not flag.path]
-    for path in dict.fromkeys(flag.path for flag in flags if flag.path):
-        inner = [flag.name for flag in flags if flag.path == path]
-        terms.append(carry_out(proto, path, _added(proto, path, inner), np.zeros(1, np.float32), "ReduceSum"))
-    names = FreeNames(proto)
-    g = NodeBuilder(opset_of(proto), names.new("onnxfi.alarms") + ".")
-    for output in [output for output in proto.graph.output if output.name == ALARM]:
-        maker = next(node for node in proto.graph.node if ALARM in node.output)
-        maker.output[0] = names.new("onnxfi.alarm.before")
-        terms.append(maker.output[0])
-        shape = shape if shape == [None] else [d.dim_value or None for d in output.type.tensor_type.shape.dim]
-        proto.graph.output.remove(output)
-    total = terms[0]
-    for term in terms[1:]:
-        total = g.add("Add", total, term)
-    g.add("Identity", total, name=ALARM)
-    proto.graph.node.extend(g.nodes)
-    proto.graph.output.append(helper.make_tensor_value_info(ALARM, _FLOAT, shape))
-
-
-def _added(proto: onnx.ModelProto, path: str, terms: Sequence[str]) -> str:
-    """Append the sum of some numbers to the graph at a path; returns its name."""
-    g = NodeBuilder(opset_of(proto), FreeNames(proto).new("onnxfi.alarms.inside") + ".")
-    total = terms[0]
-    for term in terms[1:]:
-        total = g.add("Add", total, term)
-    GraphIndex.of(proto).by_path[path].graph.node.extend(g.nodes)
-    return total
-
-
-def alarm_flags(alarm: NDArray[Any], samples: int) -> NDArray[np.bool_]:
-    """Return the samples with an alarm ([N]); an alarm of all counts for each, and so does NaN.
-
-    >>> alarm_flags(np.array([0, 2, np.nan], np.float32), 3).tolist()
-    [False, True, True]
-    >>> alarm_flags(np.array([1], np.float32), 2).tolist()
-    [True, True]
-    """
-    raised = ~(np.asarray(alarm).reshape(-1) <= 0)
-    return np.asarray(raised) if len(raised) == samples else np.full(samples, bool(raised.any()))
