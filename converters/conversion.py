@@ -16,7 +16,7 @@ from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.engine.ports import Array, Port, one_line
 

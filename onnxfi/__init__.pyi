@@ -55,7 +55,7 @@ from onnxfi.model_verbs import quantize as quantize
 from onnxfi.protection.protect import Protected as Protected
 from onnxfi.protection.protection_plan import ProtectionPlan as ProtectionPlan
 from onnxfi.protection.protection_plan import load_protection_plan as load_protection_plan
-from onnxfi.runtime.data.sources import open_data as open_data
+from onnxfi.runtime.data.open_data import open_data as open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine as OrtEngine
 from onnxfi.runtime.engine.ports import Port as Port
 from onnxfi.runtime.engine.protocols import Engine as Engine
@@ -63,7 +63,7 @@ from onnxfi.runtime.engine.protocols import Session as Session
 from onnxfi.runtime.engine.registry import engine_of as engine_of
 from onnxfi.runtime.inject.activations import inject_activations as inject_activations
 from onnxfi.runtime.inject.activations import instrument as instrument
-from onnxfi.runtime.inject.drawn_inputs import draw_fault_inputs as draw_fault_inputs
+from onnxfi.runtime.inject.draw_fault_inputs import draw_fault_inputs as draw_fault_inputs
 from onnxfi.runtime.inject.fault_map_import import import_fault_map as import_fault_map
 from onnxfi.runtime.inject.inspection import inspect_activations as inspect_activations
 from onnxfi.runtime.inject.neurons import expose_neurons as expose_neurons

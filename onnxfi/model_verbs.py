@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxfi.protection.protect import Protected
     from onnxfi.protection.protection import Protection
     from onnxfi.protection.protection_plan import ProtectionPlan
-    from onnxfi.runtime.data.sources import Data
+    from onnxfi.runtime.data.open_data import Data
     from onnxfi.runtime.engine.protocols import Engine
     from onnxfi.runtime.quantize.quantize import Quantised
     from onnxfi.runtime.quantize.recipe import Recipe
@@ -66,7 +66,7 @@ class _Settings:
     def data_of(self, model: ModelLike, data: Any, task: str = "auto") -> Data:
         """Return data as it is where it is open already, else opened for a model."""
         from onnxfi.graph.model.loading import stored_form
-        from onnxfi.runtime.data.sources import Data
+        from onnxfi.runtime.data.open_data import Data
         from onnxfi.tasks.registry import open_data_of_model
 
         if isinstance(data, Data):
@@ -290,7 +290,7 @@ def protect(
     >>> data = "models/fashion_test.npz"
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     done = protect("models/fashion_cnn.onnx", "range:clip", folder + "/p.onnx", data=data, samples=100)
-    >>> done.drift.changed, done.tensors["range:clip"][:2]
+    >>> done.fault_free.changed, done.tensors["range:clip"][:2]
     (0, ('relu', 'relu_1'))
     """
     from onnxfi.campaign.plan.open_model import reopen

@@ -31,7 +31,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, Armed
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import same_bytes
 from onnxfi.runtime.inject.activations import instrument

@@ -33,7 +33,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.protection.coded_memory import CodedMemory
 from onnxfi.protection.memory_codes import parse_memory_code
 from onnxfi.protection.protect import protect
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval
 
@@ -75,7 +75,7 @@ def protected(work: Path, model: Path, name: str, *what: str, data: str = "calib
     opened = load(model)
     calibration = open_data(work / data, ENGINE.prepare(opened.path or b"").inputs)
     done = protect(opened, what, work / f"{name}.onnx", data=calibration, engine=ENGINE)
-    print(f"{name}: {sum(map(len, done.tensors.values()))} tensors; {done.drift}", flush=True)
+    print(f"{name}: {sum(map(len, done.tensors.values()))} tensors; {done.fault_free}", flush=True)
     return done.out
 
 
@@ -223,7 +223,7 @@ def print_bodies(work: Path) -> None:
     np.savez(work / "noise.npz", **fed)
     other = fed | {"input": fed["input"] / 2}
     done = protect(VAD, ["checksum"], work / "silero_vad-checksum.onnx", data=other, engine=ENGINE, batch=1)
-    print(f"\nsilero-vad: {len(done.tensors['checksum'])} layers; {done.drift}", flush=True)
+    print(f"\nsilero-vad: {len(done.tensors['checksum'])} layers; {done.fault_free}", flush=True)
     how = {"batch": 1, "task": "deviation", "bits": TOP, "include": ("then_branch",), "trials": 40}
     print_detection("silero-vad, weights, checksum", single(VAD, done.out, work / "noise.npz", **how))
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from onnxfi import Port
 from onnxfi.errors import DataError
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 
 NMNIST = re.compile(r"(?:.*/)?(Train|Test)/([0-9])/(\d{1,6}\.bin)", re.ASCII)
 GESTURE = re.compile(r"(?:.*/)?(user\d{2}_\w{1,40}?(?:_labels\.csv|\.aedat)|trials_to_(?:train|test)\.txt)", re.ASCII)

@@ -400,7 +400,7 @@ TESTED_WITH = {
     "protection/coded_memory.py": "protection/test_memory_codes.py",
     "protection/protection.py": "protection/test_protect.py",
     "protection/protections.py": "protection/test_protect.py",
-    "runtime/pipeline/answers.py": "runtime/pipeline/test_pipeline.py",
+    "runtime/pipeline/pipeline_answers.py": "runtime/pipeline/test_pipeline.py",
     "runtime/pipeline/later_stages.py": "runtime/pipeline/test_pipeline.py",
     "runtime/pipeline/open_stages.py": "runtime/pipeline/test_open_pipeline.py",
 }

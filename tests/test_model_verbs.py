@@ -71,7 +71,7 @@ def test_a_recipe_and_a_selection_are_given_by_their_fields(here: Path) -> None:
     done = onnxfi.quantize("m.onnx", "static", "two.onnx", data="d.npz", per_channel=True, calibration_samples=4)
     assert done.out.read_bytes() == one
     held = onnxfi.protect("m.onnx", "range:clip", "three.onnx", data="d.npz", samples=4, include="=b", provider="cpu")
-    assert held.drift.samples == 4
+    assert held.fault_free.samples == 4
     chosen = onnxfi.inspect("m.onnx", onnxfi.Selector(bits="sign"))
     assert onnxfi.inspect("m.onnx", bits="sign")["totals"] == chosen["totals"]
     assert onnxfi.census("m.onnx", bits="sign").whole.bits == chosen["totals"]["bits"]
@@ -108,7 +108,7 @@ def test_a_stage_of_a_pipeline_is_protected_as_on_the_command_line(tmp_path: Pat
     fields: dict[str, Any] = {"stage": "reader", "data": "d.npz", "samples": 4, "include": "=c", "provider": "cpu"}
     done = onnxfi.protect(file, "range:clip", "two.onnx", allow_code=True, **fields)
     assert Path("two.onnx").read_bytes() == Path("one.onnx").read_bytes()
-    assert (done.digest, done.drift.samples) == (printed["output_digest"], printed["fault_free"]["samples"])
+    assert (done.digest, done.fault_free.samples) == (printed["output_digest"], printed["fault_free"]["samples"])
     bare = {"stage": "reader"}
     for given, message in (
         ({}, "faults go into one stage of a pipeline; name it with --stage: finder, reader"),

@@ -25,7 +25,7 @@ data = {name: array[:SAMPLES] for name, array in everything.items()}
 
 # %%
 protected = onnxfi.protect(model, ["range:clip", "nan-filter"], OUT / "protected.onnx", data=calibration)
-print(protected.drift)
+print(protected.fault_free)
 print(f"{protected.nodes_before} nodes before, {protected.nodes_after} after")
 
 # %% [markdown]

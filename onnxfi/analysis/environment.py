@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.space import NamePattern
-from onnxfi.runtime.data.yaml_file import load_yaml
+from onnxfi.runtime.data.untrusted_yaml import load_yaml
 
 VERSION = 1
 #: Kinds of tensors that a memory holds as a whole.

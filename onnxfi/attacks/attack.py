@@ -27,7 +27,7 @@ from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.numbers import named_whole, optional_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import as_kind
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import inputs_of
 from onnxfi.runtime.inject.weights import sample
 from onnxfi.tasks.kinds.classification import CLASSIFICATION

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, InputError
 from onnxfi.faults.faultlist import Header, fault_row, trial_lines
-from onnxfi.faults.hardware.description_file import Description, check_keys, whole
+from onnxfi.faults.hardware.fault_description import Description, check_keys, whole
 from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
 from onnxfi.faults.models import StuckAt0, StuckAt1
 from onnxfi.faults.sites import Target

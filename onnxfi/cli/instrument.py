@@ -100,7 +100,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
 def lost_fusions(model: Model, instrumented: bytes, sites: int, custom_ops: tuple[str, ...]) -> tuple[str, ...]:
     """Return notes on fusions that the runtime no longer applies; none for models with external data."""
     from onnxfi.graph.model.loading import parse
-    from onnxfi.runtime.inject.fusions import fusions_note
+    from onnxfi.runtime.inject.lost_fusions import fusions_note
 
     if model.external or not sites:
         return ()

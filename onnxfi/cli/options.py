@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
     from onnxfi.graph.model.loading import Model
     from onnxfi.graph.write.faulty_copy import OnProgress
-    from onnxfi.runtime.data.sources import Data
+    from onnxfi.runtime.data.open_data import Data
     from onnxfi.runtime.engine.protocols import Engine
     from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
     from onnxfi.tasks.evaluation import Evaluation
@@ -217,7 +217,7 @@ def calibration_of(source: Path, model: Model, flags: Mapping[str, Any], engine:
 def data_run_once(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
     """Return data whose samples are run once on the CPU, to see shapes or that outputs stay as they were."""
     from onnxfi.runtime.data.dry_run import dry_run
-    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.runtime.data.open_data import open_data
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
     engine = OrtEngine(provider="cpu", custom_ops=custom_ops)

@@ -74,11 +74,11 @@ def command(
 def _document(model: str, digest: str, done: Protected, data: str | None) -> dict[str, Any]:
     from onnxfi.faults.trials import json_value
 
-    drift = done.drift
+    fault_free = done.fault_free
     return {
         "model": model, "digest": digest, "output": str(done.out), "output_digest": done.digest, "calibration": data,
         "protections": [{"protection": text, "tensors": list(tensors)} for text, tensors in done.tensors.items()],
-        "fault_free": {"samples": drift.samples, "changed": drift.changed, "largest": json_value(drift.largest), "rounding": drift.rounding},
+        "fault_free": {"samples": fault_free.samples, "changed": fault_free.changed, "largest": json_value(fault_free.largest), "rounding": fault_free.rounding},
         "nodes_before": done.nodes_before, "nodes_after": done.nodes_after,
         "size_before_bytes": done.size_before_bytes, "size_after_bytes": done.size_after_bytes,
         "notes": list(done.notes),
@@ -103,5 +103,5 @@ def _print(model: str, done: Protected, data: str | None) -> None:
     )
     if data is not None:
         print_line(f"calibrated on {data}")
-    print_line(str(done.drift))
+    print_line(str(done.fault_free))
     print_line(f"wrote {done.out}, sha256 {done.digest}")

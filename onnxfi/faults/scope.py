@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxfi.errors import InputError, closest
-from onnxfi.faults.positions import Positions
 from onnxfi.faults.sites import KV_CACHE, Target
+from onnxfi.faults.token_positions import Positions
 from onnxfi.faults.words import WORDS
 
 TARGETS = ("weights", "activations", "inputs", "kv-cache")

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import SelectorError, closest
-from onnxfi.faults.positions import Positions
 from onnxfi.faults.quantization import QuantizationScheme
+from onnxfi.faults.token_positions import Positions
 from onnxfi.faults.words import Word
 
 Index = NDArray[np.int64]

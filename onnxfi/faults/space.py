@@ -19,7 +19,6 @@ import numpy as np
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Flip
-from onnxfi.faults.positions import chosen_counts, chosen_elements
 from onnxfi.faults.quantization import ROLES
 from onnxfi.faults.regular_expressions import Expression
 from onnxfi.faults.sampling import Numbers
@@ -35,6 +34,7 @@ from onnxfi.faults.sites import (
     fault_time,
     parse_site,
 )
+from onnxfi.faults.token_positions import chosen_counts, chosen_elements
 from onnxfi.faults.words import WORDS, parse_bits, select_bits
 
 __all__ = [

@@ -20,7 +20,7 @@ from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.protection.loop_and_branch_bodies import carry_out, name_nodes_with_bodies
 from onnxfi.graph.protection.placement import Follower, Places, followed_bounds
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.ports import Array, native
 from onnxfi.runtime.engine.protocols import Engine, Session
 
@@ -98,7 +98,7 @@ def calibrate(
     --------
     >>> from onnxfi.graph.model.loading import load
     >>> from onnxfi.graph.protection.placement import find_places
-    >>> from onnxfi.runtime.data.sources import open_data
+    >>> from onnxfi.runtime.data.open_data import open_data
     >>> from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     >>> model, engine = load("models/fashion_cnn.onnx"), OrtEngine(provider="cpu")
     >>> data = open_data("models/fashion_test.npz", engine.prepare(model.path).inputs, limit=50)
@@ -308,7 +308,7 @@ def _bounds(extent: _Extent, percentile: float) -> Bounds:
 def sample_marks(data: Data, numbers: frozenset[int] | None = None) -> list[str]:
     """Return a hash of the inputs of each sample, or of these samples, in order.
 
-    >>> from onnxfi.runtime.data.sources import Port, open_data
+    >>> from onnxfi.runtime.data.open_data import Port, open_data
     >>> data = open_data({"x": np.ones((2, 3), np.float32)}, [Port("x", "float32", ("N", 3))])
     >>> one, two = sample_marks(data)
     >>> one == two, len(one)

@@ -18,12 +18,12 @@ from onnxfi.graph.write.model_file import save_model
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.numbers import optional_whole
 from onnxfi.protection.calibration import calibration_record
-from onnxfi.protection.drift import Drift, find_drift
+from onnxfi.protection.fault_free_outputs import FaultFreeOutputs, compare_fault_free
 from onnxfi.protection.protection import Protection, Setting
 from onnxfi.protection.protection_plan import ProtectionPlan
 from onnxfi.protection.protections import WeightClipping, parse_protection
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data, data_of
+from onnxfi.runtime.data.open_data import Data, data_of
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import inputs_of
 from onnxfi.runtime.engine.protocols import Engine
@@ -50,7 +50,7 @@ class Protected:
         The protections in the order in which they were given.
     tensors
         The tensors that each protection covers, by its text form.
-    drift
+    fault_free
         The fault-free outputs beside the original's.
     nodes_before, nodes_after
         Nodes of the main graph.
@@ -61,7 +61,8 @@ class Protected:
 
     Examples
     --------
-    >>> Protected(Path("p.onnx"), "0" * 64, (), {}, Drift(500, 0, 0.0), 10, 28, 427_790, 430_177).drift.changed
+    >>> unchanged = FaultFreeOutputs(500, 0, 0.0)
+    >>> Protected(Path("p.onnx"), "0" * 64, (), {}, unchanged, 10, 28, 427_790, 430_177).fault_free.changed
     0
     """
 
@@ -69,7 +70,7 @@ class Protected:
     digest: str
     protections: tuple[Protection, ...]
     tensors: dict[str, tuple[str, ...]] = field(repr=False)
-    drift: Drift
+    fault_free: FaultFreeOutputs
     nodes_before: int
     nodes_after: int
     size_before_bytes: int
@@ -96,13 +97,13 @@ def protect(
     Examples
     --------
     >>> import tempfile
-    >>> from onnxfi.runtime.data.sources import open_data
+    >>> from onnxfi.runtime.data.open_data import open_data
     >>> from onnxfi.runtime.engine.registry import engine_of
     >>> cnn = load("models/fashion_cnn.onnx")
     >>> data = open_data("models/fashion_test.npz", engine_of().prepare(cnn.path).inputs, limit=100)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     done = protect(cnn, ["range:clip", "nan-filter"], folder + "/protected.onnx", data=data)
-    >>> done.drift.changed, done.tensors["range:clip"][:2]
+    >>> done.fault_free.changed, done.tensors["range:clip"][:2]
     (0, ('relu', 'relu_1'))
     """
     model, place = load(model), Path(out)
@@ -135,7 +136,7 @@ def protect(
         proto, found = edit.run(proto)
         tensors[str(one)] = tuple(found)
     _write_record(proto, origin, chosen, data)
-    drift = find_drift(setting, proto, [edit for _, edit in passes])
+    fault_free = compare_fault_free(setting, proto, [edit for _, edit in passes])
     save_model(model, proto, place)
     written = load(place)
     size_before, size_after = (sum(source.size for source in m.sources) for m in (model, written))
@@ -143,7 +144,7 @@ def protect(
     if plan is not None and plan.memory:
         setting.notes.append("the plan has memory codes too: give it to onnxfi run as --memory-code")
     return Protected(
-        place, written.digest, chosen, tensors, drift, *nodes, size_before, size_after, tuple(setting.notes)
+        place, written.digest, chosen, tensors, fault_free, *nodes, size_before, size_after, tuple(setting.notes)
     )
 
 

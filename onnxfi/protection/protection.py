@@ -15,7 +15,7 @@ from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.range_restriction import Restricted
 
 if TYPE_CHECKING:
-    from onnxfi.runtime.data.sources import Data
+    from onnxfi.runtime.data.open_data import Data
     from onnxfi.runtime.engine.protocols import Engine
 
 

@@ -13,7 +13,7 @@ from onnxfi.errors import InputError, SpecError, closest
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.protection.memory_codes import CodeAssignment, parse_code_assignment, parse_memory_code
 from onnxfi.protection.protections import parse_protection
-from onnxfi.runtime.data.yaml_file import load_yaml
+from onnxfi.runtime.data.untrusted_yaml import load_yaml
 
 VERSION = 1
 _FIELDS = ("version", "model", "graph", "memory", "cost", "budget", "forecast", "layers")

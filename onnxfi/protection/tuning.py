@@ -26,7 +26,7 @@ from onnxfi.faults.trials import Sampler, draw_faults
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted, RestrictRanges
 from onnxfi.graph.write.faulty_copy import faulty_bytes, find_edits, look_up_words
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.tasks.evaluation import scored_names

@@ -14,6 +14,7 @@ from onnxfi.graph.passes.scored_outputs import listed_classes, spike_count_outpu
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.data.sample_outputs import (
     KeptInputs,
     Outputs,
@@ -23,14 +24,13 @@ from onnxfi.runtime.data.sample_outputs import (
     sample_axes,
     stacked,
 )
-from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.runtime.generation.generation_engine import GenerationSession
-from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
+from onnxfi.runtime.pipeline.pipeline_answers import PipelineAnswers
 from onnxfi.tasks.class_scores import by_place, named_output
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import (

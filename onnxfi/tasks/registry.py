@@ -23,8 +23,8 @@ from onnxfi.numbers import number
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
-from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text, type_name
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.class_scores import classifies, reading
@@ -151,7 +151,7 @@ def driven(spec: str, engine: Engine) -> Engine:
 
 
 def open_samples(task: str, spec: Any, inputs: Sequence[Port], **how: Any) -> Data:
-    """Open data as a task reads it; see `onnxfi.runtime.data.sources.open_data`.
+    """Open data as a task reads it; see `onnxfi.runtime.data.open_data.open_data`.
 
     >>> from onnxfi.runtime.engine.ports import Port
     >>> open_samples("auto", None, [Port("x", "float32", ("N", 3))], limit=2).samples

@@ -300,7 +300,7 @@ class Task:
     drive : callable, optional
         Returns the engine that runs a model as the task asks, as in a loop, of the engine that runs it once.
     samples : callable, optional
-        Opens data in place of `onnxfi.runtime.data.sources.open_data`, with the same arguments.
+        Opens data in place of `onnxfi.runtime.data.open_data.open_data`, with the same arguments.
 
     Examples
     --------

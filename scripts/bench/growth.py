@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from memory import chain, held, tree
 
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from typing import Any
 import onnxfi
 from onnxfi.analysis.census import census
 from onnxfi.campaign.run.runner import run
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.statistics.intervals import clopper_pearson
 

@@ -28,7 +28,7 @@ import numpy as np
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.dask_executor import cluster
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ROOT = Path(__file__).resolve().parents[2]

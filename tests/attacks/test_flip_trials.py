@@ -13,7 +13,7 @@ from onnxfi.attacks.flip_trials import FlipTrials, split_samples
 from onnxfi.attacks.goals import Goal
 from onnxfi.errors import InputError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import inputs_of
 
 MODEL, DATA = Path("models/fashion_cnn.onnx"), Path("models/fashion_test.npz")

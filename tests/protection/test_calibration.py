@@ -12,7 +12,7 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.protection.placement import find_places
 from onnxfi.protection.calibration import MARGIN, calibrate, calibration_record, sample_marks
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ENGINE = OrtEngine(provider="cpu")

@@ -17,7 +17,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.protection.calibration import sample_marks
 from onnxfi.protection.protect import RECORD_KEY, read_record
 from onnxfi.protection.protections import parse_protection, protections
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_fault_free_outputs_stay_byte_for_byte(name: str, what: str, tmp_path: P
     model = load(ROOT / f"models/{name}.onnx")
     done = protect(model, [what], tmp_path / "p.onnx", data=data_for(model))
     onnx.checker.check_model(onnx.load(done.out))
-    assert done.drift.samples == 80 and done.drift.changed == 0 and done.tensors[what]
+    assert done.fault_free.samples == 80 and done.fault_free.changed == 0 and done.tensors[what]
     assert done.nodes_after > done.nodes_before and done.digest == load(done.out).digest
 
 
@@ -46,7 +46,7 @@ def test_protections_go_together_and_accuracy_stays(tmp_path: Path) -> None:
     done = protect(model, ["range:clip:percentile=99.9", "nan-filter"], tmp_path / "p.onnx", data=data)
     before, after = evaluate(CNN, data), evaluate(done.out, data)
     assert abs(before.metrics["top1"] - after.metrics["top1"]) <= 0.01
-    assert done.drift.changed > 0 and not done.drift.rounding, "a percentile cuts calibration data off"
+    assert done.fault_free.changed > 0 and not done.fault_free.rounding, "a percentile cuts calibration data off"
 
 
 def test_every_protection_goes_with_every_other_in_any_order(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_every_protection_goes_with_every_other_in_any_order(tmp_path: Path) -> 
     model = load(CNN)
     every = ["clip-weights", "range:clip", "nan-filter", "checksum", "duplicate"]
     done = protect(model, every, tmp_path / "p.onnx", data=data_for(model))
-    assert done.drift.changed == 0 and [*done.tensors] == every and all(done.tensors.values())
+    assert done.fault_free.changed == 0 and [*done.tensors] == every and all(done.tensors.values())
     again = protect(model, every[::-1], tmp_path / "q.onnx", data=data_for(model))
-    assert again.drift.changed == 0 and again.tensors == done.tensors
+    assert again.fault_free.changed == 0 and again.tensors == done.tensors
 
 
 def test_external_data_stays_beside_the_file(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_external_data_stays_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     done = protect(model, ["range:clip"], tmp_path / "out/p.onnx", data=data_for(model))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["p.onnx", "p.onnx.data"]
-    assert done.drift.changed == 0
+    assert done.fault_free.changed == 0
 
 
 def test_the_file_says_what_protects_it_and_on_what_it_was_calibrated(tmp_path: Path) -> None:
@@ -149,4 +149,4 @@ def test_an_old_model_is_raised_where_that_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs opset 11, the model has 10; raise it with --opset 13"):
         protect(load(made), ["range:clip"], tmp_path / "p.onnx", data=data)
     done = protect(load(made), ["range:clip"], tmp_path / "p.onnx", data=data, opset=13)
-    assert done.drift.changed == 0 and done.notes == ("opset raised from 10 to 13",)
+    assert done.fault_free.changed == 0 and done.notes == ("opset raised from 10 to 13",)

@@ -61,7 +61,7 @@ def test_protect_takes_a_plan(tmp_path: Path) -> None:
     )  # fmt: skip
     done = protect(model, (), out, plan=plan)
     assert done.tensors == {"checksum": ("logits",), "clip-weights": ("conv1.weight", "fc1.weight")}
-    assert not done.drift.changed and any("--memory-code" in note for note in done.notes)
+    assert not done.fault_free.changed and any("--memory-code" in note for note in done.notes)
 
 
 def test_a_plan_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
 from onnxfi.protection.protection import Setting
 from onnxfi.protection.protections import parse_protection
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ROOT = Path(__file__).parents[2]

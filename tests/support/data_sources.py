@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port
 
 

@@ -18,7 +18,7 @@ from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.passes.graph_edit import names_in
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.neurons import expose_neurons
 

@@ -110,7 +110,7 @@ def test_memory_below_the_need_of_a_model_is_said() -> None:
 
 def test_scored_outputs_are_those_that_the_task_reads() -> None:
     session = OrtEngine("cpu").prepare(model("y = MatMul(x, w) z = Neg(y)", "float[N,3] y, float[N,3] z"))
-    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.runtime.data.open_data import open_data
 
     opened = open_data(data(), session.inputs)
     assert scored_names(session, "z", opened) == ("z",) and scored_names(session, None, opened, task="deviation") == ()

@@ -20,7 +20,7 @@ from onnxfi.campaign.report.html_page import page
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import DataError
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.tasks.evaluation import evaluate
 

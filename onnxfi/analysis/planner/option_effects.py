@@ -16,7 +16,7 @@ from onnxfi.protection.coded_memory import CodedMemory
 from onnxfi.protection.memory_codes import CodeAssignment, parse_memory_code
 from onnxfi.protection.protect import protect
 from onnxfi.protection.protection_plan import GraphEntry, ProtectionPlan
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 
 #: Protections that act on the faults of their own layer alone, so that those of all parts are tried at once.
 _SEPARATE = (*ALARMS, "clip-weights")

@@ -39,7 +39,7 @@ from onnxfi.protection.protect import protect
 from onnxfi.protection.protection import Setting
 from onnxfi.protection.protection_plan import GraphEntry, MemoryEntry, ProtectionPlan, write_protection_plan
 from onnxfi.protection.protections import protections as graph_protections
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.statistics.intervals import Interval
 
 

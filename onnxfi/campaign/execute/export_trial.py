@@ -11,7 +11,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.errors import StoreError
 from onnxfi.faults.faultlist import Header, LineReader
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words, write_copy
-from onnxfi.runtime.data.yaml_file import parse_yaml
+from onnxfi.runtime.data.untrusted_yaml import parse_yaml
 
 
 def export_trial(store: str | Path, trial: int, out: str | Path) -> None:

@@ -19,8 +19,8 @@ from onnxfi.campaign.execute.instrumented_model import needs_numbers, with_own_w
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.weight_routes import by_id
-from onnxfi.faults.positions import Positions
 from onnxfi.faults.sites import KV_CACHE, LAST_STEP, Target
+from onnxfi.faults.token_positions import Positions
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.batch_layout import SampleAxis

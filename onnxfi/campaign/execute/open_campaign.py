@@ -21,8 +21,8 @@ from onnxfi.graph.protection.alarms import ALARM
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.data.sample_outputs import KeptInputs, Outputs, Reduce, run_outputs, sample_axes
-from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.onnx_runtime import short_name
 from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.engine.protocols import Engine, Session

@@ -21,7 +21,7 @@ from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.data.sample_outputs import Outputs, same_outputs, stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU
-from onnxfi.runtime.engine.ports import drift, same_bytes
+from onnxfi.runtime.engine.ports import largest_difference, same_bytes
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_outputs
@@ -31,7 +31,7 @@ from onnxfi.tasks.outcomes import GoldenRun
 #: Bytes of golden activations and sessions that a process keeps by default.
 KEPT_BYTES = 1 << 30
 #: The difference of golden runs of one model on the same data is never more than this share of their range.
-_MOST_DRIFT = 0.1
+_MOST_DIFFERENCE = 0.1
 #: Errors that a route raises which cannot be opened.
 CANNOT_OPEN = (EngineError, DataError, KeyError)
 
@@ -174,7 +174,7 @@ class GoldenCheck:
         if k in self._checked and all(map(_same_arrays, self._checked[k], (own, whole))):
             return
         if not same_outputs(own, whole):
-            if self._checked and drift(stacked([own]), stacked([whole])) > _MOST_DRIFT:
+            if self._checked and largest_difference(stacked([own]), stacked([whole])) > _MOST_DIFFERENCE:
                 raise RouteError(
                     "the segmented model has another golden run than the whole model; run the campaign with "
                     "--route full"

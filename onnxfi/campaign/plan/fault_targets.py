@@ -45,7 +45,7 @@ from onnxfi.graph.partition.subgraph import half_floats
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.instrument import check_value_formats, check_word_formats
 from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.ports import ORT_TYPES, shape_text
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.generation.generation_engine import GenerationSession

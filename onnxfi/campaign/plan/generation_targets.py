@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from onnxfi.errors import FaultListError, SelectorError
-from onnxfi.faults.positions import Positions
 from onnxfi.faults.scope import ActivationSpace, FaultScope
 from onnxfi.faults.sites import KV_CACHE, Target
+from onnxfi.faults.token_positions import Positions
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import SelectorError
 from onnxfi.faults.fault_model import FaultModel, Spread
-from onnxfi.faults.hardware.description_file import DescribedFault
 from onnxfi.faults.hardware.distribution_file import FILE, DistributionRow, Table, parse_tables
+from onnxfi.faults.hardware.fault_description import DescribedFault
 from onnxfi.faults.models import Add, Flip, FlipMask, Scale, Set
 from onnxfi.faults.sampling import Numbers, derive, uniform
 from onnxfi.faults.sites import Sites, Target

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, SelectorError, closest
 from onnxfi.faults.hardware.cells import CellArray
-from onnxfi.faults.hardware.description_file import Description, check_keys, objects, probability, real, whole
+from onnxfi.faults.hardware.fault_description import Description, check_keys, objects, probability, real, whole
 from onnxfi.faults.hardware.patterns import AxisRule, affected_elements
 from onnxfi.faults.models import Set
 from onnxfi.faults.sites import Target

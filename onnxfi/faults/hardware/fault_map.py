@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultError, SelectorError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import Failing, FaultModel
-from onnxfi.faults.hardware.description_file import DescribedFault
+from onnxfi.faults.hardware.fault_description import DescribedFault
 from onnxfi.faults.hardware.fault_map_file import FILE, CellMap, Instance, parse_map
 from onnxfi.faults.models import Flip, StuckAt0, StuckAt1
 from onnxfi.faults.sampling import Numbers

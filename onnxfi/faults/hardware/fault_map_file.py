@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.hardware.description_file import Description, check_keys, objects, probability, real, whole
+from onnxfi.faults.hardware.fault_description import Description, check_keys, objects, probability, real, whole
 
 _KEYS = ("version", "name", "source", "axis", "size_bits", "range", "statistics", "instances")
 #: A measured instance has a line for each cell that fails, so the file may be large.

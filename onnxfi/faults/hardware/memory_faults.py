@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults.fault_model import FaultModel, Spread
-from onnxfi.faults.hardware.description_file import DescribedFault
+from onnxfi.faults.hardware.fault_description import DescribedFault
 from onnxfi.faults.hardware.memory_layout import FILE, MemoryLayout, parse_layout
 from onnxfi.faults.models import BIT_EFFECTS
 from onnxfi.faults.sampling import Numbers, derive, uniform

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.hardware.description_file import Description, check_keys, whole
+from onnxfi.faults.hardware.fault_description import Description, check_keys, whole
 from onnxfi.faults.sampling import permute
 from onnxfi.faults.sites import Target
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, closest
 from onnxfi.faults.fault_model import FaultModel, parse_model, with_installed
-from onnxfi.faults.hardware.description_file import DescribedFault, Description
+from onnxfi.faults.hardware.fault_description import DescribedFault, Description
 from onnxfi.faults.models import BUILT_IN
 from onnxfi.faults.neuron_models import NEURON_MODELS
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from onnxfi.errors import CrashError, EngineError, IsolationError
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.isolated_call import run_isolated
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.protocols import Engine
 
 #: A model that takes longer is opened without it.

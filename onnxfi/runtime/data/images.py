@@ -1,4 +1,4 @@
-"""A folder of images, one subfolder a class, as data. Apart from sources.py because only this needs Pillow."""
+"""A folder of images, one subfolder a class, as data. Apart from open_data.py because only this needs Pillow."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def open_folder(
 
 def _listed_classes(file: Path) -> tuple[str, ...]:
     """Return the names of the model's classes, a line each."""
-    from onnxfi.runtime.data.yaml_file import read_text
+    from onnxfi.runtime.data.untrusted_yaml import read_text
 
     try:
         lines = read_text(file, "list of classes", DataError).decode().splitlines()

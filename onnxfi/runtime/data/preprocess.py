@@ -69,7 +69,7 @@ def read_preprocess(path: Path, inputs: tuple[Port, ...] = ()) -> Preprocess:
     >>> read_preprocess(Path("imagenet"), (Port("x", "float32", ("N", 3, 240, 240)),)).resize
     274
     """
-    from onnxfi.runtime.data.yaml_file import load_yaml
+    from onnxfi.runtime.data.untrusted_yaml import load_yaml
 
     if not path.is_file():
         if str(path) in PRESETS:

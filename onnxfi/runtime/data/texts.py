@@ -50,7 +50,7 @@ class TextWindows:
     @classmethod
     def read(cls, file: Path) -> TextWindows:
         """Read a YAML file; DataError names it and the key."""
-        from onnxfi.runtime.data.yaml_file import load_yaml  # most data has no such file
+        from onnxfi.runtime.data.untrusted_yaml import load_yaml  # most data has no such file
 
         given = load_yaml(file, "text preprocessing", DataError)
         if not isinstance(given, dict) or given.get("version") != 1:

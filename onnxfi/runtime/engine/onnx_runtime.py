@@ -41,6 +41,7 @@ from onnxfi.runtime.engine.cuda import (
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.device_errors import ends_process, out_of_memory
 from onnxfi.runtime.engine.external_files import part_in_files
+from onnxfi.runtime.engine.external_initializers import ExternalInitializers
 from onnxfi.runtime.engine.installed_runtime import installed_runtimes, onnxruntime
 from onnxfi.runtime.engine.ports import (
     ONNX_NUMBER,
@@ -53,7 +54,6 @@ from onnxfi.runtime.engine.ports import (
     one_line,
 )
 from onnxfi.runtime.engine.protocols import Engine, smallest_model
-from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
 
 _LOG = logging.getLogger(__name__)
 _LEVELS = {
@@ -214,7 +214,7 @@ class OrtEngine(Engine):
         ort.set_default_logger_severity(_FATAL)
         name = self._provider_name(ort)
         options = self._options(ort, name)
-        given = TemporaryTensors(stored)
+        given = ExternalInitializers(stored)
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in given.arrays]
         if stored:
             options.add_external_initializers(list(stored), values)

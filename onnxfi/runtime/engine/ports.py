@@ -228,10 +228,10 @@ def same_bytes(one: Array, other: Array) -> bool:
     return one is other or _equal(words_of(one).reshape(-1), words_of(other).reshape(-1))
 
 
-def drift(one: Array, other: Array) -> float:
+def largest_difference(one: Array, other: Array) -> float:
     """Return the largest difference as a share of the reference's range; infinite for another shape or type.
 
-    >>> drift(np.array([1.0, 4.5]), np.array([1.0, 5.0]))
+    >>> largest_difference(np.array([1.0, 4.5]), np.array([1.0, 5.0]))
     0.1
     """
     if one.dtype != other.dtype or one.shape != other.shape or one.dtype.kind in "OSU":

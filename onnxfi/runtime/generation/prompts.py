@@ -17,7 +17,7 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
 from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port, one_line
 from onnxfi.runtime.generation.decoder_stages import PROMPTS
 from onnxfi.runtime.generation.greedy_loop import NO_TOKEN

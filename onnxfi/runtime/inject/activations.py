@@ -33,7 +33,7 @@ from onnxfi.graph.passes.fault_operators import DOMAIN
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.numbers import named_whole
-from onnxfi.runtime.data.sources import Data, data_of
+from onnxfi.runtime.data.open_data import Data, data_of
 from onnxfi.runtime.engine.ports import Array, inputs_of, same_bytes, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations, open_session, run_first_samples
 

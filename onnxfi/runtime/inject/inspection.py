@@ -12,7 +12,7 @@ from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector
 from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations
 from onnxfi.graph.model.loading import ModelLike, load, parse
-from onnxfi.runtime.data.sources import data_of
+from onnxfi.runtime.data.open_data import data_of
 from onnxfi.runtime.engine.ports import inputs_of
 from onnxfi.runtime.inject.activations import MADE_UP_SHAPES, of_target
 from onnxfi.runtime.inject.neurons import describe_neurons

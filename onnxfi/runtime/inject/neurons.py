@@ -38,7 +38,7 @@ class ExposedNeurons:
 
 def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
     """Return the layers of a mapping file (YAML, docs/how-to/spiking.md); InputError for another file."""
-    from onnxfi.runtime.data.yaml_file import load_yaml
+    from onnxfi.runtime.data.untrusted_yaml import load_yaml
 
     given = load_yaml(path, "mapping")
     layers = given.get("layers") if isinstance(given, dict) else None

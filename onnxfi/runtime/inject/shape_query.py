@@ -20,7 +20,7 @@ from onnxfi.graph.dataflow.sample_placement import SamplePlacement, Sizes, model
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.passes.probes import CountIterations, OutputShapes, ScopedName
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.engine.ports import Array
 

@@ -20,8 +20,8 @@ from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph_model import InputType, SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch, Feeds
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.data.sample_outputs import Reduce
-from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.ports import Array, Port, element_type

@@ -25,8 +25,8 @@ from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.conv_delta import open_conv_delta
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.golden_cache import of_golden_shapes
-from onnxfi.runtime.partial.row_lookups import RowLookups
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among
+from onnxfi.runtime.partial.tied_embeddings import RowLookups
 
 #: The samples for which outputs differ from the golden run, and these outputs.
 FaultyOutputs = tuple[SampleRows, dict[str, Array]]

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, EngineError, InputError
 from onnxfi.runtime.data.batches import Data, layout
+from onnxfi.runtime.data.open_data import data_of_batches
 from onnxfi.runtime.data.sample_outputs import Outputs, alike
-from onnxfi.runtime.data.sources import data_of_batches
 from onnxfi.runtime.engine.ports import Array, one_line, same_by, same_bytes
 from onnxfi.runtime.engine.protocols import Engine
-from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline, Values, open_pipeline, without_faults
 from onnxfi.runtime.pipeline.open_stages import ModelStage, frozen
 from onnxfi.runtime.pipeline.pipeline import Pipeline, Source, Stage
+from onnxfi.runtime.pipeline.pipeline_answers import PipelineAnswers
 
 Run = tuple[Outputs, ...]
 

@@ -19,7 +19,7 @@ from onnxfi.graph.protection.alarms import ALARM
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Array, Port, same_bytes, shape_text
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import engine_of
@@ -181,7 +181,7 @@ class OpenPipeline:
                 )
 
     def open_data(self, spec: str | Path | Mapping[str, Array] | None, **how: object) -> Data:
-        """Open the data of the pipeline; see `onnxfi.runtime.data.sources.open_data`."""
+        """Open the data of the pipeline; see `onnxfi.runtime.data.open_data.open_data`."""
         return open_data(spec, self.data_ports, **how)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import all_graphs, captured_names
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.runtime.quantize.recipe import Recipe

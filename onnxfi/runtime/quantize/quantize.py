@@ -34,7 +34,7 @@ from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.isolated_call import run_isolated
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data, data_of
+from onnxfi.runtime.data.open_data import Data, data_of
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import Array, inputs_of, one_line
 from onnxfi.runtime.quantize import backends

@@ -11,7 +11,7 @@ import numpy as np
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import Array, one_line
 

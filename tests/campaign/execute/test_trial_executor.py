@@ -15,7 +15,7 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import EngineError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.tasks.evaluation import evaluate
 

@@ -22,7 +22,7 @@ from onnxfi.faults.space import Target
 from onnxfi.graph.model import byte_source
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine import onnx_runtime
-from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
+from onnxfi.runtime.engine.external_initializers import ExternalInitializers
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
@@ -52,9 +52,9 @@ def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.M
         net.graph.initializer.append(numpy_helper.from_array(weight, f"w{k}"))
     onnx.save(net, "g.onnx", save_as_external_data=beside, location="g.data", size_threshold=0)
     np.savez("wide.npz", y0=rng.standard_normal((4, width)).astype(np.float32))
-    size, loans = layers * width * width * 4, list[TemporaryTensors]()
+    size, loans = layers * width * width * 4, list[ExternalInitializers]()
     monkeypatch.setattr(
-        onnx_runtime, "TemporaryTensors", lambda given: loans.append(TemporaryTensors(given)) or loans[-1]
+        onnx_runtime, "ExternalInitializers", lambda given: loans.append(ExternalInitializers(given)) or loans[-1]
     )
     wanted = campaign(model="g.onnx", data="wide.npz", trials=2 * layers)
     usual = [(r.outcome, r.metrics, r.route) for r in run(wanted, here / "usual.db")]

@@ -11,7 +11,7 @@ import pytest
 from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.lookup_tables import LookupTable
 from onnxfi.runtime.data.decoder_inputs import check_rows, completed, is_cache, is_decoder
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port
 
 PORTS = (

@@ -20,7 +20,7 @@ from onnxfi.errors import EngineError
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data import dry_run as module
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.quantize.quantize import quantize

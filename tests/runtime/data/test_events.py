@@ -14,7 +14,7 @@ from onnxfi import Port
 from onnxfi.errors import DataError
 from onnxfi.runtime.data import events as module
 from onnxfi.runtime.data.events import read_aedat, read_nmnist
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 
 FRAMES = Port("events", "float32", (4, "N", 2, 4, 4))
 GESTURES = Port("events", "float32", ("N", "T", 2, 32, 32))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Batch
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port
 
 X = Port("x", "float32", ("N", 3))

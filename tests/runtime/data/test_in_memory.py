@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.in_memory import named_arrays
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port
 
 X = Port("x", "float32", ("N", 3))

@@ -12,8 +12,8 @@ import pytest
 from data_sources import joined, refused
 from PIL import Image
 
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.data.preprocess import INTERPOLATIONS, PRESETS, Preprocess, read_preprocess
-from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.ports import Port
 
 SMALL = Port("x", "float32", ("N", 3, 24, 24))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import DataError
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.data.texts import TextWindows, windows
 from onnxfi.runtime.engine.ports import Port
 

@@ -382,7 +382,7 @@ def test_cuda_takes_and_gives_every_type(onnx_type: str) -> None:
 
 def test_importing_this_floor_loads_neither_the_runtime_nor_pillow() -> None:
     program = (
-        "import sys, onnxfi.runtime.engine.onnx_runtime, onnxfi.runtime.data.sources, onnxfi.tasks.kinds.classification;"
+        "import sys, onnxfi.runtime.engine.onnx_runtime, onnxfi.runtime.data.open_data, onnxfi.tasks.kinds.classification;"
         "print(*{'onnxruntime', 'PIL', 'scipy', 'onnx', 'yaml'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

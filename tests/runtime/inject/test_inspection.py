@@ -13,7 +13,7 @@ import pytest
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.inspection import inspect_activations

@@ -14,7 +14,7 @@ from onnxfi.errors import SelectorError
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.batch_layout import SampleAxis
 from onnxfi.graph.model.loading import load, parse
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations

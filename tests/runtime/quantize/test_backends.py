@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from single_layers import linear, saved
 
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe

@@ -16,7 +16,7 @@ from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import DataError, EngineError, InputError, OnnxfiError, OutputError, SelectorError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe

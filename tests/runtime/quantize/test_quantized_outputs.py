@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 
 from onnxfi.errors import EngineError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.quantize.quantized_outputs import distance_to_float, relative_error
 

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from single_layers import saved
 
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe

@@ -16,7 +16,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import DataError
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.data.decoder_inputs import completed
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 MODELS = Path(__file__).parents[3] / "models"

@@ -8,7 +8,7 @@ import pytest
 
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.tasks.evaluation import evaluate
 

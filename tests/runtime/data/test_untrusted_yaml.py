@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from onnxfi.errors import DataError, InputError
-from onnxfi.runtime.data.yaml_file import compose_yaml, load_yaml, parse_yaml, scalar
+from onnxfi.runtime.data.untrusted_yaml import compose_yaml, load_yaml, parse_yaml, scalar
 
 
 def grown(levels: int) -> str:

@@ -12,8 +12,8 @@ from data_sources import joined, refused
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data import npz
-from onnxfi.runtime.data import sources as data_module
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data import open_data as data_module
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Port
 
 X = Port("x", "float32", ("N", 3))

@@ -13,7 +13,7 @@ from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, RestrictRanges
 from onnxfi.protection.calibration import prepared
 from onnxfi.protection.protection import Setting
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.ports import Array
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _COMPARED = 512
 
 
 @dataclass(frozen=True)
-class Drift:
+class FaultFreeOutputs:
     """Fault-free outputs of a protected model beside the original's, over some samples.
 
     `changed` samples differ in any bit; `largest` is the largest difference of two numbers, infinite if one of
@@ -47,7 +47,7 @@ class Drift:
         )
 
 
-def find_drift(setting: Setting, proto: onnx.ModelProto, passes: Sequence[ModelPass[Any]]) -> Drift:
+def compare_fault_free(setting: Setting, proto: onnx.ModelProto, passes: Sequence[ModelPass[Any]]) -> FaultFreeOutputs:
     """Compare fault-free outputs of the original and the protected model, on calibration data or made-up inputs.
 
     Where they differ, the protected model is compared with one that has the same operators and holds nothing.
@@ -63,20 +63,20 @@ def find_drift(setting: Setting, proto: onnx.ModelProto, passes: Sequence[ModelP
 
     Returns
     -------
-    Drift
+    FaultFreeOutputs
         The outputs beside each other, over 512 samples at most.
     """
     plain = parse(setting.model)
-    drift = _compared(setting, plain, proto)
-    if not drift.changed:
-        return drift
+    found = _compared(setting, plain, proto)
+    if not found.changed:
+        return found
     for edit in passes:
         loose = edit.unbounded() if isinstance(edit, RestrictRanges | FilterNonFinite) else edit
         plain, _ = loose.run(plain)
-    return replace(drift, rounding=not _compared(setting, plain, proto).changed)
+    return replace(found, rounding=not _compared(setting, plain, proto).changed)
 
 
-def _compared(setting: Setting, plain: onnx.ModelProto, proto: onnx.ModelProto) -> Drift:
+def _compared(setting: Setting, plain: onnx.ModelProto, proto: onnx.ModelProto) -> FaultFreeOutputs:
     """Compare the outputs of two models."""
     one, other = (prepared(setting.engine, setting.model, p) for p in (plain, proto))
     names = [port.name for port in one.outputs]
@@ -89,7 +89,7 @@ def _compared(setting: Setting, plain: onnx.ModelProto, proto: onnx.ModelProto) 
         samples, changed, largest = samples + part.valid, changed + rows, max(largest, apart)
         if samples >= _COMPARED:
             break
-    return Drift(samples, changed, largest)
+    return FaultFreeOutputs(samples, changed, largest)
 
 
 def _differences(before: dict[str, Array], after: dict[str, Array], samples: int) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from onnxfi import load, open_data, protect
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import parse
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted, RestrictRanges
-from onnxfi.protection.drift import Drift, find_drift
+from onnxfi.protection.fault_free_outputs import FaultFreeOutputs, compare_fault_free
 from onnxfi.protection.protection import Setting
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
@@ -25,16 +25,16 @@ def test_where_the_runtime_rounds_otherwise_it_is_said(tmp_path: Path) -> None:
     model = load(ROOT / "models/fashion_cnn_fp16.onnx")
     data = open_data(ROOT / "models/fashion_test.npz", ENGINE.prepare(model.path or b"").inputs, limit=80)
     done = protect(model, ["range:clip"], tmp_path / "p.onnx", data=data)
-    assert not done.drift.changed or (done.drift.rounding and done.drift.largest < 0.02)
-    text = str(done.drift)
-    assert ("the runtime rounds otherwise around inserted operators" in text) is (done.drift.changed > 0)
+    assert not done.fault_free.changed or (done.fault_free.rounding and done.fault_free.largest < 0.02)
+    text = str(done.fault_free)
+    assert ("the runtime rounds otherwise around inserted operators" in text) is (done.fault_free.changed > 0)
 
 
 @pytest.mark.parametrize(
     ("high", "wanted"),
-    [(4.0, Drift(5, 0, 0.0)), (2.5, Drift(5, 2, 1.5)), (0.0, Drift(5, 4, 4.0))],
+    [(4.0, FaultFreeOutputs(5, 0, 0.0)), (2.5, FaultFreeOutputs(5, 2, 1.5)), (0.0, FaultFreeOutputs(5, 4, 4.0))],
 )
-def test_samples_that_are_held_are_counted(high: float, wanted: Drift) -> None:
+def test_samples_that_are_held_are_counted(high: float, wanted: FaultFreeOutputs) -> None:
     proto = parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18]> g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  y = Neg(t) }'
     )
@@ -44,4 +44,4 @@ def test_samples_that_are_held_are_counted(high: float, wanted: Drift) -> None:
         model, Selector(), open_data({"x": x}, ENGINE.prepare(proto.SerializeToString()).inputs), ENGINE, 2
     )
     edit = RestrictRanges((Restricted("t", "float32", 2, Bounds((0.0,), (high,))),))
-    assert find_drift(setting, edit.run(parse(model))[0], [edit]) == wanted
+    assert compare_fault_free(setting, edit.run(parse(model))[0], [edit]) == wanted

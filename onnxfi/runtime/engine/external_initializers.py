@@ -1,4 +1,4 @@
-"""Memory for the large tensors that a runtime is given beside a model, only until it has loaded the model.
+"""External initializers: the large tensors that a runtime is given beside a model, in memory until it has loaded them.
 
 A session packs such tensors for its kernels, or copies them; their pages are then released, so that each tensor is in
 memory once. A runtime that still read the given memory would find zeros, which the golden run would reveal.
@@ -22,12 +22,12 @@ _ALIGNED = 64
 _CAN_RELEASE = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MADV_DONTNEED")
 
 
-class TemporaryTensors:
+class ExternalInitializers:
     """Tensors that a runtime may read until `release`; `arrays` holds them in the given order.
 
     Examples
     --------
-    >>> tensors = TemporaryTensors({"w": np.arange(1 << 18, dtype=np.float32), "b": np.ones(2, np.int8)})
+    >>> tensors = ExternalInitializers({"w": np.arange(1 << 18, dtype=np.float32), "b": np.ones(2, np.int8)})
     >>> [array[-1].item() for array in tensors.arrays]
     [262143.0, 1]
     """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.hardware.description_file import Description, objects, real, whole
+from onnxfi.faults.hardware.fault_description import Description, objects, real, whole
 
 
 @pytest.mark.parametrize("value", [True, "1", None, 1.5, [1], -1, 9, float("nan")])

@@ -6,7 +6,7 @@ from typing import Any
 
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.inject.activations import instrument
-from onnxfi.runtime.inject.fusions import fused, fusions_lost, fusions_note
+from onnxfi.runtime.inject.lost_fusions import fused, fusions_lost, fusions_note
 
 CNN = "models/fashion_cnn.onnx"
 

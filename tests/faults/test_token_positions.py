@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.faults.models import Flip
-from onnxfi.faults.positions import Positions
 from onnxfi.faults.scope import ActivationSpace, FaultScope
 from onnxfi.faults.sites import KV_CACHE, Target
 from onnxfi.faults.space import FaultSpace
+from onnxfi.faults.token_positions import Positions
 from onnxfi.faults.words import WORDS
 
 

@@ -8,10 +8,10 @@ from onnx import parser
 
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations, instrument
-from onnxfi.runtime.inject.drawn_inputs import draw_fault_inputs
+from onnxfi.runtime.inject.draw_fault_inputs import draw_fault_inputs
 
 CNN = "models/fashion_cnn.onnx"
 

@@ -15,14 +15,14 @@ from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.engine import onnx_runtime
+from onnxfi.runtime.engine.external_initializers import ExternalInitializers
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
-from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux frees private pages for good")
 WORDS = {"f4": (64, 1024), "f2": (3, 99999), "i1": (70001,), "?": (70000,), "f8": (0, 4)}
 
 
-def test_temporary_tensors_equal_those_given(tmp_path: Path) -> None:
+def test_external_initializers_equal_those_given(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given = {word: rng.integers(0, 2, shape).astype(word) for word, shape in WORDS.items()}
     (tmp_path / "odd.bin").write_bytes(b"odd" + b"".join(array.tobytes() for array in given.values()))
@@ -32,7 +32,7 @@ def test_temporary_tensors_equal_those_given(tmp_path: Path) -> None:
         stored[word], start = StoredArray(source, start, array.dtype, array.shape), start + array.nbytes
     mixed = stored | {"f2": given["f2"], "few": np.arange(12).reshape(3, 4).T}
     for some in (stored, mixed, {"i1": given["i1"][:9]}, {}):
-        for name, array in zip(some, TemporaryTensors(some).arrays, strict=True):
+        for name, array in zip(some, ExternalInitializers(some).arrays, strict=True):
             known = given.get(name, mixed["few"]) if len(some) > 1 else some[name]
             assert array.dtype == known.dtype and np.array_equal(array, known) and array.flags.c_contiguous
             assert array.ctypes.data % array.itemsize == 0
@@ -63,9 +63,9 @@ def test_a_session_needs_no_temporary_tensor_once_it_is_open(
     assert {*net.weights} == {"packed", "table", "square", "kernel"} and net.proto.ByteSize() < 8000
     part = extract_model(net, range(len(model.graph.node)), {"x": (1, ["N", 256])}, ["y"])
     engine, x = OrtEngine("cpu", optimization=optimization), rng.standard_normal((5, 256)).astype(np.float32)
-    made: list[TemporaryTensors] = []
+    made: list[ExternalInitializers] = []
     monkeypatch.setattr(
-        onnx_runtime, "TemporaryTensors", lambda stored: made.append(TemporaryTensors(stored)) or made[0]
+        onnx_runtime, "ExternalInitializers", lambda stored: made.append(ExternalInitializers(stored)) or made[0]
     )
     session = engine.prepare_part(part.data, part.stored)
     [given] = made
