@@ -14,6 +14,14 @@ from onnxfi.analysis.manifest import verify as verify
 from onnxfi.analysis.model_diff import diff as diff
 from onnxfi.analysis.planner.plan_protection import PlannedProtection as PlannedProtection
 from onnxfi.analysis.planner.plan_protection import plan_protection as plan_protection
+from onnxfi.api.campaigns import assess as assess
+from onnxfi.api.campaigns import check as check
+from onnxfi.api.campaigns import compare as compare
+from onnxfi.api.campaigns import plan as plan
+from onnxfi.api.models import evaluate as evaluate
+from onnxfi.api.models import protect as protect
+from onnxfi.api.models import quantize as quantize
+from onnxfi.api.run import run as run
 from onnxfi.attacks.attack import Attack as Attack
 from onnxfi.attacks.attack import attack as attack
 from onnxfi.attacks.rowhammer import rowhammer as rowhammer
@@ -46,12 +54,8 @@ from onnxfi.faults.trials import Fault as Fault
 from onnxfi.faults.trials import Faults as Faults
 from onnxfi.faults.words import Mask as Mask
 from onnxfi.faults.words import Word as Word
-from onnxfi.front import run as run
 from onnxfi.graph.model.loading import Model as Model
 from onnxfi.graph.model.loading import load as load
-from onnxfi.model_verbs import evaluate as evaluate
-from onnxfi.model_verbs import protect as protect
-from onnxfi.model_verbs import quantize as quantize
 from onnxfi.protection.protect import Protected as Protected
 from onnxfi.protection.protection_plan import ProtectionPlan as ProtectionPlan
 from onnxfi.protection.protection_plan import load_protection_plan as load_protection_plan
@@ -79,9 +83,5 @@ from onnxfi.runtime.pipeline.pipeline import Stage as Stage
 from onnxfi.runtime.quantize.quantize import Quantised as Quantised
 from onnxfi.runtime.quantize.recipe import Recipe as Recipe
 from onnxfi.tasks.evaluation import evaluate_pipeline as evaluate_pipeline
-from onnxfi.verbs import assess as assess
-from onnxfi.verbs import check as check
-from onnxfi.verbs import compare as compare
-from onnxfi.verbs import plan as plan
 
 __version__: str

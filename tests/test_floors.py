@@ -20,7 +20,19 @@ import pytest
 import onnxfi
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "campaign", "attacks", "analysis", "cli")
+FLOORS = (
+    "statistics",
+    "faults",
+    "graph",
+    "runtime",
+    "tasks",
+    "protection",
+    "campaign",
+    "attacks",
+    "analysis",
+    "cli",
+    "api",
+)
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
     "faults": ("", "hardware"),

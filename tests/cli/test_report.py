@@ -10,9 +10,9 @@ import numpy as np
 from campaign_commands import DATA, SCHEMAS, SINGLE, Run
 from jsonschema import Draft202012Validator
 
+from onnxfi.api.models import evaluate
 from onnxfi.campaign.report.findings import turned_into_due
 from onnxfi.campaign.report.report import report
-from onnxfi.model_verbs import evaluate
 
 
 def test_every_number_of_the_tables_is_the_reports(run: Run, tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation, quantisation and protection of a model, with the fields that the flags of these verbs set.
+"""Evaluation, quantisation and protection of a model, with fields named as the flags of these commands.
 
 The functions of the package behind them take values: opened data, an engine, a selector. Here each is made of the
 fields that are given, which have the names of the flags.

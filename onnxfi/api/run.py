@@ -1,8 +1,8 @@
 """Campaigns in one call, on what a program or a notebook holds: models and samples in memory as well as files.
 
-The other verbs on such values are in verbs.py. The functions of the package behind them take values (`Campaign`) and
-paths alone, since a campaign is resumed, extended and shared between processes by what is on disk. What is given in
-memory is therefore kept beside the store.
+The other functions on such values are in campaigns.py. The functions behind them take values (`Campaign`) and paths
+alone, since a campaign is resumed, extended and shared between processes by what is on disk. What is given in memory is
+therefore kept beside the store.
 """
 
 from __future__ import annotations

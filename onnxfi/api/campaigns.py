@@ -1,7 +1,7 @@
 """Assessments, checks, comparisons and plans on what a program holds: models and samples in memory as well as files.
 
-As `run` of front.py: what is given in memory is kept in files while it is used, and for as long as the answer is where
-that names them.
+As in run.py, what is given in memory is kept in files: while it is used, and for as long as an answer that names them
+exists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.front import kept_campaign, kept_data, kept_model
+from onnxfi.api.run import kept_campaign, kept_data, kept_model
 from onnxfi.numbers import named_whole, seconds
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tiny_campaigns import mlp, samples
 import onnxfi
 from onnxfi.errors import SpecError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU: dict[str, Any] = {"provider": "cpu"}
 
 
