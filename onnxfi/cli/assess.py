@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, PATH, RUN, SELECT, Duration, given_flags, verb
+from onnxfi.cli.terminal import print_json, print_line, print_note, table, value_change
 
 if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment
@@ -55,7 +56,6 @@ def command(
     from onnxfi.analysis.assess import assess
     from onnxfi.analysis.environment import load_environment
     from onnxfi.campaign.workers.scheduling import cores
-    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.write.output_file import check_folder
 
     given = given_flags(flags)
@@ -86,7 +86,6 @@ def command(
 def _write_page(found: Assessment) -> Path | None:
     """Write the page where the extra `report` is installed; None with a note where it is not."""
     from onnxfi.analysis.assess import write_assessment
-    from onnxfi.cli.terminal import print_note
     from onnxfi.errors import OutputError
 
     try:
@@ -98,8 +97,6 @@ def _write_page(found: Assessment) -> Path | None:
 
 def _print(found: Assessment) -> None:
     """Print the verdict, the worst faults and the commands."""
-    from onnxfi.cli.terminal import print_line
-
     if found.stopped:
         print_line("stopped before the time was over; this is what there is")
     for line in found.verdict.sentences:
@@ -118,7 +115,6 @@ def _print(found: Assessment) -> None:
 def _print_worst(found: Assessment) -> None:
     from onnxfi.campaign.report.html_page import harmful
     from onnxfi.campaign.report.page_data import harm_metrics
-    from onnxfi.cli.terminal import table, value_change
 
     if found.ranking is None:
         return

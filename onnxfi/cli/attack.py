@@ -10,6 +10,7 @@ import click
 from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, RUN, SELECT, selector_of, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, cut_front, print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.attacks.attack import Attack, Defended, Search
@@ -57,7 +58,6 @@ def command(
     onnxfi attack model.onnx --data images.npz --also protected.onnx
     """  # fmt: skip
     from onnxfi.attacks.attack import attack
-    from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.data.npz import read_npz
 
@@ -81,15 +81,12 @@ def command(
 
 
 def _show(seed: int, flip: ChosenFlip) -> None:
-    from onnxfi.cli.terminal import print_note
 
     print_note(f"seed {seed}: {flip.site}")
 
 
 def _print(found: Attack) -> None:
     """Print the rules, the flips of the first search with their harm, random flips, and the flips to guessing."""
-    from onnxfi.cli.terminal import count, print_line, table
-
     print_line(f"{found.model}, words of {', '.join(found.formats)}")
     rules = found.rules
     how = f"{count(rules.candidates, 'candidate')} of each tensor" if rules.method in ("search", "gradient") else f"first {count(rules.first_tensors, 'tensor')}"  # fmt: skip
@@ -118,7 +115,6 @@ def _goal_text(goal: Goal) -> str:
 
 
 def _rows(search: Search) -> list[tuple[str, ...]]:
-    from onnxfi.cli.terminal import cut_front
 
     rows: list[tuple[str, ...]] = [("0", "", *_unharmed(search))]
     for k, (flip, harm) in enumerate(zip(search.flips, search.harm, strict=True), 1):
@@ -145,8 +141,6 @@ def _shares(harm: Harm) -> tuple[str, ...]:
 
 def _conclusion(found: Attack) -> str:
     """Return how many flips it takes until the network guesses, over the seeds; of a targeted attack its success."""
-    from onnxfi.cli.terminal import count
-
     first = found.searches[0]
     if first.success is not None:
         return _success(found.goal, first, first.success)
@@ -163,8 +157,6 @@ def _conclusion(found: Attack) -> str:
 
 def _success(goal: Goal, search: Search, without: tuple[float, float]) -> str:
     """Return what the flips of a targeted attack reach, and what stays right."""
-    from onnxfi.cli.terminal import count
-
     last = search.harm[-1] if search.harm else None
     reached, kept = (last.reached, last.kept) if last else without
     after = f"{_percent(reached or 0.0)} after {count(len(search.flips), 'flip')}, {_percent(without[0])} without"

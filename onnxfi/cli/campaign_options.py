@@ -21,6 +21,7 @@ from onnxfi.cli.options import (
     hardware_fault,
 )
 from onnxfi.cli.streams import STORE, SourceFile
+from onnxfi.cli.terminal import print_note
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
@@ -80,7 +81,6 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     from onnxfi.campaign.spec.flat_fields import flat_fields
     from onnxfi.campaign.spec.pipeline_file import names_pipeline
     from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part
-    from onnxfi.cli.terminal import print_note
     from onnxfi.errors import SpecError
     from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
 

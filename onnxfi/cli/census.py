@@ -9,6 +9,7 @@ import click
 
 from onnxfi.cli.options import JSON, LINKS, MODEL, SELECT, selector_of, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, cut_front, print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.analysis.census import Census, CensusRow
@@ -38,7 +39,6 @@ def command(model: Path, csv_file: Path | None, as_json: bool, allow_links: bool
     """
     from onnxfi.analysis.census import census
     from onnxfi.campaign.report.tables import write_table
-    from onnxfi.cli.terminal import print_json, print_line, print_note
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
 
@@ -62,7 +62,6 @@ def _print(found: Census) -> None:
     """Print a census: by class, by bit of the common formats, by layer, and the forecast."""
     from onnxfi.analysis.bit_effects import EFFECT_MEANINGS, EFFECTS
     from onnxfi.analysis.census import FLIPS
-    from onnxfi.cli.terminal import count, cut_front, print_line, table
 
     whole = found.whole
     print_line(found.model)
@@ -91,7 +90,6 @@ def _print(found: Census) -> None:
 def _print_bits(row: CensusRow) -> None:
     """Print the classes of each bit of a format."""
     from onnxfi.analysis.bit_effects import EFFECTS
-    from onnxfi.cli.terminal import table
 
     lines: list[list[str]] = []
     for bit in reversed(range(len(row.flips))):
@@ -111,7 +109,6 @@ def _print_bits(row: CensusRow) -> None:
 def _print_layers(found: Census) -> None:
     """Print the layers with most of the catastrophic flips."""
     from onnxfi.analysis.bit_effects import CATASTROPHIC
-    from onnxfi.cli.terminal import cut_front, table
 
     of_all = max(found.whole.totals[CATASTROPHIC], 1)
     some = [row for row in found.layers if row.totals[CATASTROPHIC]] or list(found.layers)

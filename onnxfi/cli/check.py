@@ -10,6 +10,7 @@ import click
 
 from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, STAGE, Duration, given_flags, refuse_flags, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import print_json, print_line, table
 
 if TYPE_CHECKING:
     from onnxfi.campaign.gate.check import Checked
@@ -102,7 +103,6 @@ def _campaign_fields(explicit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_result(checked: Checked, budget: Path, notes: list[str], as_json: bool) -> None:
-    from onnxfi.cli.terminal import print_json, print_line, table
 
     if as_json:
         print_json({**checked.document(), "budget": str(budget), "notes": notes})

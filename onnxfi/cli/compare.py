@@ -11,6 +11,7 @@ import click
 
 from onnxfi.cli.options import CODE, JSON, LINKS, MEMORY, RUN, SELECT, STAGE, refuse_flags, verb
 from onnxfi.cli.streams import OUTPUT, InputFile
+from onnxfi.cli.terminal import print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison
@@ -67,7 +68,6 @@ def command(
     from onnxfi.campaign.report.compare import compare
     from onnxfi.campaign.workers.scheduling import default_workers
     from onnxfi.cli.report import check_extras
-    from onnxfi.cli.terminal import print_json, print_line, print_note
     from onnxfi.graph.write.output_file import check_folder
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
@@ -127,7 +127,6 @@ def _compare_paired(
     """Run the same faults on two models, and print the comparison."""
     from onnxfi.campaign.report.paired_comparison import compare_paired, write_paired_page
     from onnxfi.cli.paired_tables import print_paired
-    from onnxfi.cli.terminal import print_line
 
     first, second = map(str, models)
     found = compare_paired(first, second, base, folder, workers=workers, allow_calibration_data=allowed, tell=tell)
@@ -169,7 +168,6 @@ def _campaign(model: Path, flags: dict[str, Any]) -> Campaign:
 
 
 def _print(found: Comparison) -> None:
-    from onnxfi.cli.terminal import print_line, table
 
     names = [Path(v.model).stem for v in found.versions]
     rows: list[tuple[str, ...]] = [

@@ -13,6 +13,7 @@ import click
 
 from onnxfi.cli.options import JSON, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, print_json, print_line, print_note
 
 if TYPE_CHECKING:
     from onnxfi.converters import Converted
@@ -45,7 +46,6 @@ def command(source: str, out: Path, framework: str | None, factory: str | None, 
     onnxfi convert cnn.pt --factory nets:make --input-shape N,1,28,28 -o cnn.onnx
     onnxfi convert cnn.keras --data images.npz -o cnn.onnx
     """
-    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.converters import convert
     from onnxfi.errors import ConversionError
 
@@ -115,7 +115,6 @@ def _document(done: Converted) -> dict[str, Any]:
 
 
 def _print(done: Converted) -> None:
-    from onnxfi.cli.terminal import count, print_line
 
     print_line(f"{done.source}: {done.framework} {done.version}, opset {done.opset}")
     print_line(f"inputs {', '.join(map(str, done.inputs))}; outputs {', '.join(map(str, done.outputs))}")

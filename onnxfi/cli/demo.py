@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 import click
 
 from onnxfi.cli.options import verb
+from onnxfi.cli.terminal import print_line
 
 #: The campaign of the demonstration, as flags.
 _FLAGS = {"--ber": "1e-6:1e-3", "--repeat": "20", "--samples": "200"}
@@ -20,7 +21,6 @@ def command(context: click.Context) -> None:
     The network classifies articles of clothing (Fashion-MNIST). Four bit error rates, 20 trials each, 200 images: some
     seconds.
     """
-    from onnxfi.cli.terminal import print_line
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
     shipped = files("onnxfi.models")

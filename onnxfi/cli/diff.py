@@ -9,6 +9,7 @@ import click
 
 from onnxfi.cli.options import JSON, LINKS, MODEL, verb
 from onnxfi.cli.streams import OUTPUT, InputFile
+from onnxfi.cli.terminal import count, number, print_json, print_line, table
 
 if TYPE_CHECKING:
     from onnxfi.analysis.model_diff import ModelDiff
@@ -38,7 +39,6 @@ def command(
     onnxfi run golden.onnx --data images.npz --faults damage.jsonl
     """
     from onnxfi.analysis.model_diff import diff
-    from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files, output_files
     from onnxfi.runtime.inject.weights import inject
@@ -69,8 +69,6 @@ def command(
 
 def _print(found: ModelDiff, model: Path, other: Path) -> None:
     """Print the differences as tables and lines."""
-    from onnxfi.cli.terminal import count, number, print_line, table
-
     if found.tensors:
         rows = [
             (

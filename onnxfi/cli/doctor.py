@@ -10,6 +10,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from onnxfi.cli.options import JSON, verb
+from onnxfi.cli.terminal import print_json, print_line, table
 
 #: Packages whose versions decide results.
 _PACKAGES = ("numpy", "ml_dtypes", "onnx", "scipy")
@@ -23,8 +24,6 @@ def command(as_json: bool) -> None:
 
     Exit code 1: no package of ONNX Runtime is installed, or two, of which one has overwritten the other.
     """
-    from onnxfi.cli.terminal import print_json, print_line, table
-
     found = examination()
     if as_json:
         print_json(found)

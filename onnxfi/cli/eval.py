@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxfi.cli import options
 from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, verb
+from onnxfi.cli.terminal import print_json, print_line, print_note, progress, table
 
 
 @verb("eval", "Run MODEL on data and print its metrics.", PIPELINE, *RUN, LINKS, CODE, JSON)
@@ -17,7 +18,6 @@ def command(model: Path, as_json: bool, allow_links: bool, allow_code: bool, **f
     (docs/reference/pipeline.md) is run as a whole.
     """
     from onnxfi.campaign.spec.pipeline_file import names_pipeline
-    from onnxfi.cli.terminal import print_json, print_line, print_note, progress, table
     from onnxfi.graph.model.loading import load
     from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
 

@@ -10,6 +10,7 @@ import click
 
 from onnxfi.cli.options import JSON, PATH, verb
 from onnxfi.cli.streams import STORE
+from onnxfi.cli.terminal import cut_front, print_json, print_line, table
 
 if TYPE_CHECKING:
     from onnxfi.analysis.fit import FitBudget, FitPart, Range
@@ -40,7 +41,6 @@ def command(
     """
     from onnxfi.analysis.environment import load_environment
     from onnxfi.analysis.fit import fit
-    from onnxfi.cli.terminal import print_json
 
     if confidence is not None and not 0 < confidence < 1:
         raise click.UsageError(f"--confidence {confidence:g} is out of range; give a share between 0 and 1, as 0.99")
@@ -53,8 +53,6 @@ def command(
 
 def print_fit(budget: FitBudget) -> None:
     """Print a FIT budget: by part, in all, and what a mission brings."""
-    from onnxfi.cli.terminal import print_line, table
-
     several = len({part.memory for part in budget.parts}) > 1
     rows = [_row(part, several) for part in sorted(budget.parts, key=lambda part: -part.fit[2])]
     title = f"FIT by {budget.label}, intervals that hold together at {100 * budget.confidence:.4g} %"
@@ -76,7 +74,6 @@ def print_fit(budget: FitBudget) -> None:
 
 
 def _print_mission(budget: FitBudget) -> None:
-    from onnxfi.cli.terminal import print_line
 
     mission = budget.mission()
     if mission is None:
@@ -95,7 +92,6 @@ def _print_mission(budget: FitBudget) -> None:
 
 
 def _row(part: FitPart, several: bool) -> tuple[str, ...]:
-    from onnxfi.cli.terminal import cut_front
 
     i, name = part.part.pvf, part.part.layer
     middle = "-" if math.isnan(i.estimate) else f"{100 * i.estimate:.2f}"

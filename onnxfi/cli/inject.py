@@ -13,6 +13,16 @@ from onnxfi.cli import options
 from onnxfi.cli.instrument import ACTIVATION_OPTIONS
 from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, SELECT, STAGE, verb
 from onnxfi.cli.streams import LIST, OUTPUT
+from onnxfi.cli.terminal import (
+    count,
+    print_comparison,
+    print_json,
+    print_line,
+    print_note,
+    progress,
+    table,
+    value_change,
+)
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -78,7 +88,6 @@ def command(model: Path, as_json: bool, **flags: Any) -> None:
         inject_activations(model, flags, as_json=as_json, allow_links=flags["allow_links"])
         return
     options.refuse_flags(("all", "inline", "opset", "body"), "without --target activations or inputs")
-    from onnxfi.cli.terminal import print_json, print_note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.write.output_file import check_output_files
     from onnxfi.runtime.inject.weights import inject, undo
@@ -184,7 +193,6 @@ def _document(
 def _print(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, restored: bool
 ) -> None:
-    from onnxfi.cli.terminal import count, print_comparison, print_line, table, value_change
     from onnxfi.faults.faultlist import fault_row
     from onnxfi.faults.trials import CONDITION_SAMPLERS
 

@@ -10,6 +10,7 @@ import click
 
 from onnxfi.cli import options
 from onnxfi.cli.instrument import lost_fusions, opset_of
+from onnxfi.cli.terminal import count, print_comparison, print_json, print_line, print_note, progress, table
 
 if TYPE_CHECKING:
     from onnxfi.graph.passes.instrument import ActivationFault
@@ -21,7 +22,6 @@ _MOST_LISTED = 10_000
 
 def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
     """Draw faults in activations or inputs, insert them into the model, and compare golden and faulty outputs where there is data."""
-    from onnxfi.cli.terminal import print_json, print_note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
@@ -143,7 +143,6 @@ def output_metrics(golden: Evaluation | None, faulty: Evaluation | None, failed:
 
 
 def _print(model: str, target: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
-    from onnxfi.cli.terminal import count, print_comparison, print_line, table
     from onnxfi.graph.passes.fault_inputs import site_text
 
     draw, unit = done.draw, done.space.unit

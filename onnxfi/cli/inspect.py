@@ -9,6 +9,7 @@ import click
 
 from onnxfi.cli import options
 from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, NEURONS, PIPELINE, SELECT, STAGE, selector_of, verb
+from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
 
 _OPTIONS = (
     click.option("--target", type=click.Choice(["weights", "activations", "inputs"]), default="weights", show_default=True, help="List weights, activations (what each layer puts out), or the inputs of the graph."),
@@ -36,7 +37,6 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
         return
     options.refuse_flags(("all", "data", "custom_ops"), "without --target activations or inputs")
     opened = options.stage_of(model, {**flags, "allow_links": allow_links})
-    from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
     from onnxfi.runtime.inject.weights import inspect
 
     found = inspect(opened, selector_of(flags), neurons=neurons)
@@ -71,7 +71,6 @@ def _inspect_activations(
 ) -> None:
     """List what layers output, or the inputs of the graph."""
     options.refuse_flags(("role",), "with --target activations or inputs, which have none")
-    from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.inject.inspection import inspect_activations
 
@@ -102,7 +101,6 @@ def _inspect_activations(
 
 def _neuron_tensors(layers: list[dict[str, Any]]) -> None:
     """Print the tensors that hold membrane potentials and spikes."""
-    from onnxfi.cli.terminal import table
 
     def text(names: list[str]) -> str:
         return " … ".join(names if len(names) < 2 else (names[0], names[-1])) or "-"
@@ -138,8 +136,6 @@ def _number(value: int | None) -> str:
 
 def _shared(targets: list[dict[str, Any]]) -> None:
     """Print which weights have several users; the table names the first."""
-    from onnxfi.cli.terminal import print_line
-
     uses = {t["target"]: list(dict.fromkeys(f"{u['layer']} ({u['op']})" for u in t["users"])) for t in targets}
     shared = [name for name, users in uses.items() if len(users) > 1]
     if shared:
@@ -151,8 +147,6 @@ def _shared(targets: list[dict[str, Any]]) -> None:
 
 def _spiking(found: dict[str, Any]) -> None:
     """Print the spiking layers and the axes of their time steps."""
-    from onnxfi.cli.terminal import print_line, table
-
     parameters = [
         "threshold",
         "leak",

@@ -11,6 +11,7 @@ import click
 from onnxfi.cli import options
 from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, SELECT, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -77,7 +78,6 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
     for name in ("bits", "elements"):
         if flags[name]:
             raise click.UsageError(f"--{name} has no effect, as faults are chosen when they are fed; leave it out")
-    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.inject.activations import instrument
 
@@ -113,7 +113,6 @@ def _instrument_neurons(model: Path, flags: dict[str, Any], *, as_json: bool, al
         (*options.SELECTION, "all", "opset", "body", "values", "data", "custom_ops"),
         "with --target neurons, which exposes all neurons",
     )
-    from onnxfi.cli.terminal import print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.model.neuron_table import read_neuron_table, step_reads
     from onnxfi.runtime.inject.neurons import expose_neurons
@@ -161,7 +160,6 @@ def _document(model: str, done: Instrumented) -> dict[str, Any]:
 
 
 def _print(done: Instrumented) -> None:
-    from onnxfi.cli.terminal import count, print_line, table
     from onnxfi.runtime.engine.ports import shape_text
 
     sites = done.armed.sites

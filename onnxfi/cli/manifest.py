@@ -8,6 +8,7 @@ import click
 
 from onnxfi.cli.options import JSON, LINKS, MODEL, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, print_json, print_line
 
 _OPTIONS = (
     click.option("-o", "--out", type=OUTPUT, metavar="FILE", help="Manifest to write (default: MODEL.manifest.json in this folder)."),
@@ -26,7 +27,6 @@ def command(model: Path, out: Path | None, workers: int | None, allow_links: boo
     onnxfi verify model.onnx model.onnx.manifest.json
     """
     from onnxfi.analysis.manifest import manifest
-    from onnxfi.cli.terminal import count, print_json, print_line
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
 

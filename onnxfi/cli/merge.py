@@ -8,6 +8,7 @@ import click
 
 from onnxfi.cli.options import JSON, PATH, verb
 from onnxfi.cli.streams import STORE
+from onnxfi.cli.terminal import count, print_json, print_line
 
 _OPTIONS = (
     click.argument("out", type=PATH),
@@ -23,7 +24,6 @@ def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
     """
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.store import Store
-    from onnxfi.cli.terminal import count, print_json, print_line
 
     results = merge(out, stores)
     with Store.open(out) as opened:

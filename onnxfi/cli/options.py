@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from onnxfi.cli.streams import InputFile
+from onnxfi.cli.terminal import print_note
 
 if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
@@ -169,7 +170,6 @@ def selector_of(flags: Mapping[str, Any]) -> Selector:
 def engine_of(flags: Mapping[str, Any]) -> Engine:
     """Return the engine of the flags; print a note where two runtimes are installed."""
     from onnxfi.campaign.spec.settings import EngineSettings
-    from onnxfi.cli.terminal import print_note
     from onnxfi.errors import SpecError
     from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
 

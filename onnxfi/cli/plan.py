@@ -10,6 +10,7 @@ import click
 from onnxfi.cli.campaign_options import CAMPAIGN, SOURCE, campaign_of
 from onnxfi.cli.options import JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, print_json, print_line, progress
 
 if TYPE_CHECKING:
     from onnxfi.campaign.plan.plan import Plan
@@ -44,7 +45,6 @@ def command(
     from onnxfi.campaign.run.runner import plan, planned
     from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration
-    from onnxfi.cli.terminal import print_json, print_line, progress
     from onnxfi.graph.write.output_file import check_output_files
 
     campaign = campaign_of(source, flags)
@@ -116,7 +116,6 @@ def _document(plan: Plan, cost: Cost | None, trial_s: float | None, out: Path | 
 
 
 def _cost_text(cost: Cost) -> str:
-    from onnxfi.cli.terminal import count
 
     i, of = cost.seconds, f"{count(cost.trials, 'trial')} of {cost.store} on {count(cost.samples, 'sample')}"
     return f"{of} took {i.estimate:.3g} s each [{max(0.0, i.low):.3g}, {i.high:.3g}]"

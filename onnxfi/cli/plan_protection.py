@@ -10,6 +10,7 @@ import click
 
 from onnxfi.cli.options import CODE, JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT, STORE
+from onnxfi.cli.terminal import print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.analysis.planner.plan_protection import PlannedPart, PlannedProtection
@@ -46,7 +47,6 @@ def command(
     onnxfi run protected.onnx --data test.npz --memory-code plan.yaml --single --trials 4000
     """  # fmt: skip
     from onnxfi.analysis.planner.plan_protection import plan_protection
-    from onnxfi.cli.terminal import print_json, print_note
 
     found = plan_protection(
         stores,
@@ -68,7 +68,6 @@ def command(
 
 
 def _print(found: PlannedProtection, out: Path | None) -> None:
-    from onnxfi.cli.terminal import print_line, table
 
     rows = [_row(part) for part in sorted(found.parts, key=lambda part: -part.before)]
     table(

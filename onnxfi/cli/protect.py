@@ -10,6 +10,7 @@ import click
 from onnxfi.cli import options
 from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, RUN, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.protection.protect import Protected
@@ -47,7 +48,6 @@ def command(
     onnxfi protect pipeline.yaml --stage reader --data pages.npz --with range:clip -o reader.onnx
     onnxfi protect cnn.onnx --plan plan.yaml -o protected.onnx
     """  # fmt: skip
-    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.faults.space import Selector
     from onnxfi.protection.protect import protect
     from onnxfi.protection.protection_plan import load_protection_plan
@@ -86,7 +86,6 @@ def _document(model: str, digest: str, done: Protected, data: str | None) -> dic
 
 
 def _print(model: str, done: Protected, data: str | None) -> None:
-    from onnxfi.cli.terminal import count, print_line, table
 
     rows = [
         (text, count(len(tensors), "tensor"), ", ".join(tensors[:6]) + (", …" if len(tensors) > 6 else ""))

@@ -10,6 +10,7 @@ import click
 from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, RUN, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, number, print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.runtime.quantize.quantize import Quantised
@@ -54,7 +55,6 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
     onnxfi quantize cnn.onnx --mode static --per-channel --data images.npz -o cnn_int8.onnx
     onnxfi quantize gpt.onnx --mode int4 -o gpt_int4.onnx
     """
-    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize
     from onnxfi.runtime.quantize.recipe import Recipe
@@ -99,7 +99,6 @@ def _document(
 
 
 def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None) -> None:
-    from onnxfi.cli.terminal import count, number, print_line, table
 
     r = done.recipe
     words = [r.mode, r.format, r.weights and f"{r.weights} weights", r.activations and f"{r.activations} activations"]

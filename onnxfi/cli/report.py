@@ -11,6 +11,7 @@ import click
 
 from onnxfi.cli.options import CODE, JSON, PATH, verb
 from onnxfi.cli.streams import OUTPUT, STORE
+from onnxfi.cli.terminal import count, number, print_json, print_line, print_note, table
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.rates import CampaignRates, Fold
@@ -61,7 +62,6 @@ def command(
     onnxfi report net.onnxfi.db --detectors
     """
     from onnxfi.campaign.report.report import report
-    from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.write.output_file import check_folder
 
     drawn, looks = figure_folder is not None, (kinds, spread) != ("svg,png", "interval")
@@ -118,7 +118,6 @@ def _report_detectors(stores: tuple[Path, ...], folder: Path | None, *, as_json:
     """Print detectors scored on the trials of one store."""
     from onnxfi.analysis.detectors import detectors
     from onnxfi.campaign.report.figures import write_drawn
-    from onnxfi.cli.terminal import count, number, print_json, print_line, table
 
     if len(stores) > 1:
         raise click.UsageError("--detectors takes one store")
@@ -199,7 +198,6 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
     from onnxfi.campaign.report.findings import turned_into_due
     from onnxfi.campaign.report.tables import comparison_rows, report_labels
     from onnxfi.campaign.report.validity_notes import of_trials, too_few
-    from onnxfi.cli.terminal import print_line, table
 
     lines, task = comparison_rows(found), found[0].task
     shown, accuracy = _columns(task, [side.fold for side in lines]), task.accuracy
@@ -228,7 +226,6 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
     from onnxfi.campaign.report.findings import turned_into_due
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
     from onnxfi.campaign.report.validity_notes import notes, protection_notes
-    from onnxfi.cli.terminal import count, print_line, print_note, table
 
     layers, cut = _shown_layers(found, sort, top)
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
@@ -300,7 +297,6 @@ def _shown_layers(found: Report, sort: str, top: int) -> tuple[Sequence[Fold], s
 def _print_ranking(ranking: Ranking, found: Report) -> None:
     """Print the parts of a ranking, highest rate first, and how far their order is settled."""
     from onnxfi.campaign.report.ranking_text import sentences
-    from onnxfi.cli.terminal import print_line, table
 
     assert found.look is not None
     metric = found.task.metric(found.look.rate)
@@ -372,7 +368,6 @@ def _columns(task: Task, folds: Sequence[Fold]) -> tuple[Metric, ...]:
 
 
 def _table(title: str, key: str, folds: Sequence[Fold], task: Task) -> None:
-    from onnxfi.cli.terminal import table
 
     shown = _columns(task, folds)
     rows = [(fold.key, f"{fold.trials:,}", *(_cell(m, fold.rate(m.name)) for m in shown)) for fold in folds]

@@ -8,6 +8,7 @@ import click
 
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, verb
 from onnxfi.cli.streams import OUTPUT, InputFile
+from onnxfi.cli.terminal import count, print_json, print_line, table, value_change
 
 _OPTIONS = (
     click.argument("templates", metavar="TEMPLATES.json", type=InputFile(".json")),
@@ -32,7 +33,6 @@ def command(
     onnxfi run model.onnx --data images.npz --faults flips.jsonl
     """
     from onnxfi.attacks.rowhammer import rowhammer
-    from onnxfi.cli.terminal import count, print_json, print_line, table, value_change
     from onnxfi.faults.faultlist import fault_row
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files

@@ -19,6 +19,7 @@ import click
 from onnxfi.cli.campaign_options import CAMPAIGN, SOURCE, campaign_of
 from onnxfi.cli.options import JSON, PATH, Duration, verb
 from onnxfi.cli.streams import from_stdin
+from onnxfi.cli.terminal import count, number, print_json, print_line, print_note, progress, table
 from onnxfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def command(
         from onnxfi.campaign.workers.dask_executor import cluster
         from onnxfi.campaign.workers.scheduling import default_workers
         from onnxfi.cli.report import print_report
-        from onnxfi.cli.terminal import count, print_json, print_note, progress
 
         campaign = campaign_of(_kept(source, out), flags)
         if memory_device is not None:
@@ -139,7 +139,6 @@ def _kept(source: Path, out: Path | None) -> Path:
 def _run_classes(campaign: Campaign, out: Path | None, *, fresh: bool, as_json: bool, elsewhere: object) -> None:
     """Run an exhaustive campaign whose outcomes are classes, in this process, and print its table."""
     from onnxfi.campaign.exhaustive.exhaustive_run import default_table, exhaustive_outcomes
-    from onnxfi.cli.terminal import number, print_json, print_line, print_note, table
 
     if elsewhere:
         raise click.UsageError(
@@ -191,7 +190,6 @@ def follow(running: Running, n_workers: int, began: float, time_s: float | None 
             f"--time {time_s:g} s is too short: opening the model, two golden runs and the canary took {needed:.2g} s; "
             f"give --time {math.ceil(1.2 * needed + 2 * running.golden_s + 1)} or more"
         )
-    from onnxfi.cli.terminal import print_note
     from onnxfi.statistics.intervals import clopper_pearson
 
     # The report's intervals import scipy, which takes as long as some trials: it is imported while workers run them.
@@ -240,8 +238,6 @@ def parse_size(text: str | None, flag: str = "worker-memory") -> int | None:
 
 def _start_lines(running: Running, workers: int) -> Iterator[str]:
     """Yield the lines that are printed before the first trial."""
-    from onnxfi.cli.terminal import count
-
     yield from running.plan.describe()
     yield running.note
     done = running.outcomes.total()
@@ -274,8 +270,6 @@ def duration(seconds: float) -> str:
 @contextmanager
 def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result], None]]:
     """Show finished trials, speed, time left and outcome rates: a bar on a terminal, else a line a minute."""
-    from onnxfi.cli.terminal import print_note
-
     counts, started, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
     # A bar is shown from the first trial, the first line after some seconds.
     done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started + min(FIRST_LINE_S, LINE_S) - LINE_S

@@ -11,6 +11,7 @@ import click
 from onnxfi.cli.campaign_options import STORE_ARGUMENT
 from onnxfi.cli.options import JSON, verb
 from onnxfi.cli.streams import OUTPUT
+from onnxfi.cli.terminal import count, number, print_json, print_line, table, value_change
 
 _OPTIONS = (
     click.argument("trial", type=click.IntRange(1)),
@@ -25,7 +26,6 @@ def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None
     """Show the faults of one trial, word by word, and its outcome."""
     from onnxfi.campaign.execute.export_trial import export_trial
     from onnxfi.campaign.results.store import Store
-    from onnxfi.cli.terminal import print_json, print_line
 
     with Store.open(store) as opened:
         found = opened.trial(trial)
@@ -46,7 +46,6 @@ def _site(row: dict[str, Any]) -> str:
 
 
 def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from onnxfi.cli.terminal import count, number, print_line, table, value_change
 
     result = found["result"]
     cause = f" ({result['cause']})" if result and result["cause"] else ""

@@ -9,6 +9,7 @@ import click
 
 from onnxfi.cli.options import JSON, LINKS, MODEL, SELECT, SELECTION, refuse_flags, selector_of, verb
 from onnxfi.cli.streams import InputFile
+from onnxfi.cli.terminal import count, print_json, print_line, table
 
 _OPTIONS = (
     click.argument("manifest_file", metavar="MANIFEST", type=InputFile(".json")),
@@ -28,7 +29,6 @@ def command(
     onnxfi verify model.onnx model.onnx.manifest.json --include 'layers.0.*'
     """
     from onnxfi.analysis.manifest import verify
-    from onnxfi.cli.terminal import count, print_json, print_line, table
     from onnxfi.graph.model.loading import load
 
     refuse_flags(("bits", "elements"), "as whole tensors are hashed")
