@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.instrument import ACTIVATION_OPTIONS
+from onnxfi.cli.instrument import ACTIVATION_OPTIONS, lost_fusions, opset_of
 from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, RUN, SELECT, STAGE, verb
 from onnxfi.cli.streams import LIST, OUTPUT
 from onnxfi.cli.terminal import (
@@ -26,6 +27,9 @@ from onnxfi.cli.terminal import (
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
+    from onnxfi.graph.passes.instrument import ActivationFault
+    from onnxfi.runtime.data.sources import Data
+    from onnxfi.runtime.inject.activations import ActivationInjection
     from onnxfi.runtime.inject.weights import Injection, Sample
     from onnxfi.tasks.evaluation import Evaluation
 
@@ -82,49 +86,80 @@ def command(model: Path, as_json: bool, **flags: Any) -> None:
     explicit = bool(options.given_flags(flags, ("fault",)))
     flags["fault"] = options.hardware_fault(flags, given=explicit) or flags["fault"]
     _check_flags(flags)
-    if flags["target"] != "weights":
-        from onnxfi.cli.inject_activations import inject_activations
-
-        inject_activations(model, flags, as_json=as_json, allow_links=flags["allow_links"])
-        return
-    options.refuse_flags(("all", "inline", "opset", "body"), "without --target activations or inputs")
-    from onnxfi.errors import EngineError
-    from onnxfi.graph.write.output_file import check_output_files
-    from onnxfi.runtime.inject.weights import inject, undo
-
+    computed = flags["target"] != "weights"
+    if computed:
+        _refuse_stored(model, flags)
+    else:
+        options.refuse_flags(("all", "inline", "opset", "body"), "without --target activations or inputs")
     out = flags["out"] or Path(f"{model.stem}.{'restored' if flags['undo'] else 'faulty'}.onnx")
     _check_outputs(flags, (out, flags["save_faults"]))
     opened = options.stage_of(model, flags)
-    golden = faulty = None
-    failed = ""
-    if flags["undo"]:
-        from onnxfi.faults.faultlist import FaultList
-
-        with progress("writing") as on_progress:
-            done = undo(opened, FaultList.open(flags["faults"]), out, progress=on_progress)
-    else:
-        drawn = _draw_faults(opened, flags)
-        if flags["data"] is not None:  # the golden run comes first: its errors are reported before anything is written
-            check_output_files(opened, [out])
-            if flags["save_faults"]:
-                check_output_files(opened, [flags["save_faults"]], copy=False)
-            evaluated = options.evaluator(model, opened, flags)
-            with progress("golden run") as on_progress:
-                golden = evaluated(None, None, on_progress)
-        with progress("writing") as on_progress:
-            done = inject(opened, drawn, out, save_faults=flags["save_faults"], progress=on_progress)
-        if golden is not None:
-            try:
-                with progress("faulty run") as on_progress:
-                    faulty = evaluated(out, golden, on_progress)
-            except EngineError as error:  # a result, not bad input: faults may leave a model that does not run
-                failed = str(error)
+    drawn = None if computed or flags["undo"] else _draw_faults(opened, flags)
+    runs = _Runs.begin(model, opened, out, flags)
+    done: Any = _inject_activations(opened, runs.data, out, flags) if computed else _inject(opened, drawn, out, flags)
+    runs.run(out)
     if as_json:
-        print_json(_document(str(model), done, golden, faulty, failed))
+        values = _activations_document(opened, done) if computed else _document(done)
+        print_json({"model": str(model), **values, **runs.document()})
+    elif computed:
+        _print_activations(str(model), flags["target"], done, runs)
     else:
-        _print(str(model), done, golden, faulty, failed, restored=flags["undo"])
-    for text in opened.notes:
+        _print(str(model), done, runs, restored=flags["undo"])
+    for text in (*opened.notes, *(done.notes if computed else ())):
         print_note(text)
+
+
+@dataclass
+class _Runs:
+    """Runs of a model without and with faults on the data; none without --data."""
+
+    evaluated: Callable[..., Evaluation] | None = None
+    data: Data | None = None
+    golden: Evaluation | None = None
+    faulty: Evaluation | None = None
+    failed: str = ""
+
+    @classmethod
+    def begin(cls, model: Path, opened: Model, out: Path, flags: dict[str, Any]) -> _Runs:
+        """Run the model without faults where there is data: its errors are reported before anything is written."""
+        from onnxfi.graph.write.output_file import check_output_files
+
+        check_output_files(opened, [out])
+        if flags["data"] is None:
+            return cls()
+        if flags["save_faults"]:
+            check_output_files(opened, [flags["save_faults"]], copy=False)
+        data, evaluated = options.evaluator(model, opened, flags)
+        with progress("golden run") as on_progress:
+            return cls(evaluated, data, evaluated(None, None, on_progress))
+
+    def run(self, out: Path) -> None:
+        """Run the faulty model; one that does not run is a result, not bad input, since faults may leave such."""
+        from onnxfi.errors import EngineError
+
+        if self.evaluated is None:
+            return
+        try:
+            with progress("faulty run") as on_progress:
+                self.faulty = self.evaluated(out, self.golden, on_progress)
+        except EngineError as error:
+            self.failed = str(error)
+
+    def document(self) -> dict[str, Any]:
+        """Return the metrics of both models and their conditions, as JSON keys; none where nothing was run."""
+        one = self.golden
+        if one is None:
+            return {}
+        conditions = {"samples": one.samples, "data": one.data, "scored": one.output, "provider": one.provider}
+        faulty = self.faulty.summary() if self.faulty else {"error": self.failed}
+        return {"golden": one.summary(), "faulty": faulty, **conditions}
+
+    def show(self) -> None:
+        """Print the metrics side by side."""
+        if self.golden is not None and self.faulty is not None:
+            print_comparison(self.golden, self.faulty)
+        if self.failed:
+            print_line(f"the faulty model does not run: {self.failed}")
 
 
 def _check_flags(flags: dict[str, Any]) -> None:
@@ -161,7 +196,6 @@ def _check_outputs(flags: dict[str, Any], outputs: Iterable[Path | None]) -> Non
 
 
 def _draw_faults(model: Model, flags: dict[str, Any]) -> Sample:
-    from onnxfi.cli.inject_activations import rate_of
     from onnxfi.faults.faultlist import FaultList
     from onnxfi.runtime.inject.weights import replay, sample
 
@@ -169,30 +203,87 @@ def _draw_faults(model: Model, flags: dict[str, Any]) -> Sample:
         return replay(model, FaultList.open(flags["faults"]))
     names = ("count", "per_tensor", "sites", "voltage", "temperature", "fault", "seed")
     return sample(
-        model, ber=rate_of(flags, "ber"), selector=options.selector_of(flags), **{name: flags[name] for name in names}
+        model, ber=_rate_of(flags, "ber"), selector=options.selector_of(flags), **{name: flags[name] for name in names}
     )
 
 
-def _document(
-    model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str
-) -> dict[str, Any]:
-    from onnxfi.cli.inject_activations import output_metrics
+def _inject(model: Model, drawn: Sample | None, out: Path, flags: dict[str, Any]) -> Injection:
+    """Write the model with faults in its weights, or without those that a list names."""
+    from onnxfi.faults.faultlist import FaultList
+    from onnxfi.runtime.inject.weights import inject, undo
+
+    with progress("writing") as on_progress:
+        if drawn is None:
+            return undo(model, FaultList.open(flags["faults"]), out, progress=on_progress)
+        return inject(model, drawn, out, save_faults=flags["save_faults"], progress=on_progress)
+
+
+def _inject_activations(model: Model, data: Data | None, out: Path, flags: dict[str, Any]) -> ActivationInjection:
+    """Draw faults in activations or inputs, and write the model that has them."""
+    from onnxfi.runtime.inject.activations import inject_activations
+
+    batch = 1 if data is None else data.layout.fixed or min(flags["batch"], data.samples)
+    if data is not None and flags["per_sample"] is not None and data.samples % batch:
+        raise click.UsageError(
+            f"{data.samples:,} samples are not a multiple of the batch size {batch}; give another --samples or --batch"
+        )
+    names = (
+        "count", "per_tensor", "sites", "voltage", "temperature", "fault", "target", "seed", "all", "inline", "body",
+        "custom_ops",
+    )  # fmt: skip
+    done = inject_activations(
+        model, out, **{name: flags[name] for name in names}, selector=options.selector_of(flags),
+        opset=opset_of(flags), data=data, batch=batch, ber=_rate_of(flags, "ber"),
+        per_sample=_rate_of(flags, "per_sample"),
+    )  # fmt: skip
+    faulty = {(s.activation.path, s.activation.name) for s in done.inserted}
+    return replace(done, notes=(*done.notes, *lost_fusions(model, done.data, len(faulty), flags["custom_ops"])))
+
+
+def _refuse_stored(model: Path, flags: dict[str, Any]) -> None:
+    """Refuse what is for faults in weights alone."""
+    from onnxfi.campaign.spec.pipeline_file import names_pipeline
+
+    target = flags["target"]
+    for name in ("faults", "save_faults"):
+        if flags[name] is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for faults in weights; leave it out with --target {target}"
+            )
+    if names_pipeline(model):
+        raise click.UsageError(
+            f"inject --target {target} takes a model alone; name that of the stage, or inject into {target} of a "
+            f"pipeline with onnxfi run --stage"
+        )
+
+
+def _rate_of(flags: dict[str, Any], name: str) -> float | None:
+    """Return the rate that a flag gives, None if it gives none."""
+    from onnxfi.numbers import number
+
+    text = flags[name]
+    try:
+        return None if text is None else number(text)
+    except ValueError:
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} must be a number from 0 to 1, as 1e-6, got {text!r}"
+        ) from None
+
+
+def _document(done: Injection) -> dict[str, Any]:
     from onnxfi.faults.faultlist import fault_row
 
     drawn, header = done.sample, done.sample.header
-    values: dict[str, Any] = {
-        "model": model, "digest": done.digest, "faulty_digest": done.faulty_digest, "output": str(done.out),
+    return {
+        "digest": done.digest, "faulty_digest": done.faulty_digest, "output": str(done.out),
         "fault": header.fault, "seed": header.sampler.seed, "population": header.population, "unit": header.unit,
         "population_bits": drawn.population_bits, "expected": drawn.expected, "drawn": drawn.drawn,
         "faults": [fault_row(drawn.trial, fault) for fault in drawn.faults[:_MAX_LISTED]], "faults_total": len(drawn.faults),
         "resized": done.resized,
     }  # fmt: skip
-    return values | output_metrics(golden, faulty, failed)
 
 
-def _print(
-    model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, restored: bool
-) -> None:
+def _print(model: str, done: Injection, runs: _Runs, *, restored: bool) -> None:
     from onnxfi.faults.faultlist import fault_row
     from onnxfi.faults.trials import CONDITION_SAMPLERS
 
@@ -228,10 +319,51 @@ def _print(
     ]
     if largest:
         table("Largest changes", ("Site", "Fault", "Value", "Word"), largest)
-    if golden is not None and faulty is not None:
-        print_comparison(golden, faulty)
-    if failed:
-        print_line(f"the faulty model does not run: {failed}")
+    runs.show()
     if done.resized:
         print_line("some stored numbers changed their length, so the protobuf messages around them were rewritten")
     print_line(f"wrote {done.out}, sha256 {done.faulty_digest}")
+
+
+def _activations_document(model: Model, done: ActivationInjection) -> dict[str, Any]:
+    from onnxfi.graph.model.loading import load
+
+    assert done.out is not None
+    return {
+        "digest": model.digest, "faulty_digest": load(done.out, allow_links=True).digest,
+        "output": str(done.out), "seed": done.draw.seed, "population": done.population, "unit": done.space.unit,
+        "population_bits": done.space.bits, "expected": done.draw.expected_count(done.space), "drawn": done.faults.events,
+        "faults": [_activation_row(s) for s in done.inserted[:_MAX_LISTED]], "faults_total": len(done.inserted),
+        "notes": list(done.notes),
+    }  # fmt: skip
+
+
+def _activation_row(fault: ActivationFault) -> dict[str, Any]:
+    from onnxfi.faults.sites import LAST_STEP
+
+    a, mask = fault.activation, fault.mask
+    row: dict[str, Any] = {"target": a.target.id, "index": fault.element, "sample": fault.sample}
+    row["steps"] = None if (fault.first, fault.last) == (0, LAST_STEP) else [fault.first, fault.last]
+    row |= {"keep": hex(mask.keep), "flip": hex(mask.flip)} if mask else {"scale": fault.scale, "shift": fault.shift}
+    return row
+
+
+def _print_activations(model: str, target: str, done: ActivationInjection, runs: _Runs) -> None:
+    from onnxfi.graph.passes.fault_inputs import site_text
+
+    draw, unit = done.draw, done.space.unit
+    rate = {
+        "ber": f"at a rate of {draw.rate:g} per {unit} of a sample", "per-sample": f"at a rate of {draw.rate:g} per sample",
+    }.get(draw.kind, f"{draw.kind} {draw.n:,}")  # fmt: skip
+    print_line(f"{model}: {target}, {rate}, seed {draw.seed}")
+    print_line(f"population {count(done.population, unit)} per sample, drawn {done.faults.events:,}")
+    rows = [(site_text(s), s.activation.target.dtype, _effect(s)) for s in done.inserted[:10]]
+    table("Faults" + (" (the first 10)" if len(done.inserted) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
+    runs.show()
+    print_line(f"wrote {done.out}")
+
+
+def _effect(fault: ActivationFault) -> str:
+    if fault.mask is None:
+        return f"number * {fault.scale:g} + {fault.shift:g}"
+    return f"(word & {fault.mask.keep:#x}) ^ {fault.mask.flip:#x}"

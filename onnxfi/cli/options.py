@@ -260,10 +260,10 @@ def stage_of(model: Path, flags: Mapping[str, Any]) -> Model:
     return reopen(str(model), {name: flags[name] for name in ("allow_links", "stage")})
 
 
-def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> Callable[..., Evaluation]:
-    """Return a function that evaluates a model file in place of `model`, or of the stage of a pipeline.
+def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> tuple[Data, Callable[..., Evaluation]]:
+    """Return the data, and a function that evaluates a model file on it in place of `model`, or of a pipeline's stage.
 
-    It takes the file (None: without faults), the golden evaluation (None: there is none), and the function that hears of progress.
+    The function takes the file (None: without faults), the golden evaluation (None: there is none), and the function that hears of progress.
     """
     from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
     from onnxfi.graph.model.loading import load
@@ -273,7 +273,7 @@ def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> Callable[
     engine = engine_of(flags)
     if not names_pipeline(model):
         data, how = data_of(flags, opened, engine), scoring_of(flags)
-        return lambda file, golden, progress: evaluate(
+        return data, lambda file, golden, progress: evaluate(
             file or model, data, golden=golden, engine=engine, **how, progress=progress
         )
     allowed = {name: flags[name] for name in ("allow_code", "allow_links")}
@@ -285,7 +285,7 @@ def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> Callable[
         running = open_pipeline(pipeline, engine, instead=stages, **allowed) if stages else whole
         return evaluate_pipeline(running, of_pipeline, golden=golden, **how, progress=progress)
 
-    return evaluated
+    return of_pipeline, evaluated
 
 
 def scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:
