@@ -280,7 +280,7 @@ def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> tuple[Dat
     pipeline, how = load_pipeline(model), pipeline_scoring_of(flags)
     whole, of_pipeline = pipeline_of(model, flags, **allowed)
 
-    def evaluated(file: Path | None, golden: Evaluation | None, progress: OnProgress) -> Evaluation:
+    def evaluated(file: Path | None, golden: Evaluation | None, progress: OnProgress | None) -> Evaluation:
         stages = {} if file is None else {pipeline.faulty_stage(flags["stage"]).name: load(file, allow_links=True)}
         running = open_pipeline(pipeline, engine, instead=stages, **allowed) if stages else whole
         return evaluate_pipeline(running, of_pipeline, golden=golden, **how, progress=progress)

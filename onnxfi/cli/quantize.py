@@ -58,7 +58,6 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize
     from onnxfi.runtime.quantize.recipe import Recipe
-    from onnxfi.tasks.evaluation import evaluate
 
     if flags["data"] is None:
         options.refuse_flags(options.RUN_PARAMETERS, "without --data, as nothing is run")
@@ -66,14 +65,13 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
         options.refuse_flags(("calibration_samples",), f"in mode {mode}")
     recipe = Recipe(mode, **{name: flags[name] for name in _RECIPE_FIELDS})
     opened = load(model, allow_links=allow_links)
-    dataset = engine = golden = after = None
+    data = evaluated = golden = after = None
     if flags["data"] is not None:
-        engine = options.engine_of(flags)
-        dataset = options.data_of(flags, opened, engine)
-        golden = evaluate(model, dataset, engine=engine, **options.scoring_of(flags))
-    done = quantize(opened, recipe, out, data=dataset)
-    if dataset is not None:
-        after = evaluate(out, dataset, golden=golden, engine=engine, **options.scoring_of(flags))
+        data, evaluated = options.evaluator(model, opened, flags)
+        golden = evaluated(None, None, None)
+    done = quantize(opened, recipe, out, data=data)
+    if evaluated is not None:
+        after = evaluated(out, golden, None)
     if as_json:
         print_json(_document(str(model), opened.digest, done, golden, after))
     else:

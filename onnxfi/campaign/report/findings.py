@@ -306,13 +306,10 @@ class HarmShares:
         metric = found.task.metric(found.task.headline)
         values, strata = found.trials.of(metric.name), {s["stratum"]: s for s in found.strata}
         here = ~np.isnan(values)
-        place, cells = found.trials.cells()
         sums: dict[tuple[int, str | None, str | None], float] = {}
-        counts: dict[int, int] = {}
-        harms = np.bincount(place[here], np.maximum(values[here], 0.0), len(cells)).tolist()
-        for (stratum, layer, bit), n, done in zip(
-            cells, np.bincount(place[here], minlength=len(cells)).tolist(), harms, strict=True
-        ):
+        counts: dict[int, float] = {}
+        harms = np.where(here, np.maximum(values, 0.0), 0.0)
+        for (stratum, layer, bit), (n, done) in found.trials.by_cell(np.stack([here, harms])):
             if n:
                 counts[stratum] = counts.get(stratum, 0) + n
                 key = stratum, strata[stratum]["layer"] or layer, _bits(strata[stratum], bit)

@@ -202,18 +202,15 @@ def _stacked(found: CampaignRates) -> Iterator[dict[str, Any]]:
 def _cells(store: Store, found: CampaignRates, place: dict[str, int]) -> Iterator[list[Any]]:
     """Yield layer, bit, trials, outcomes and rate of each bit of a layer; all its sites are drawn alike."""
     sites = {(layer, bit): n for layer, bit, n in store.get("cells") or ()}
-    trials, sums = found.trials, dict[tuple[str, int], NDArray[np.float64]]()
+    trials = found.trials
     values = trials.of(painted_metric(found.task).name)
-    of, cells = trials.cells()
     x = np.nan_to_num(values)
-    parts = [np.bincount(of, trials.outcome == k, len(cells)) for k in range(len(OUTCOMES))]
-    parts += [np.bincount(of, one, len(cells)) for one in (~np.isnan(values), x, x * x)]
-    for (_, layer, bit), part in zip(cells, np.stack(parts, axis=1), strict=True):
-        if layer is not None and bit is not None and (layer, bit) in sites:
-            sums[layer, bit] = sums.get((layer, bit), 0.0) + part
-    for (layer, bit), total in sorted(sums.items()):
-        outcomes, n = total[:3].astype(int).tolist(), int(total[3])
-        stratum = Stratum(max(sites[layer, bit], n), n, *total[4:].tolist())
+    columns = np.stack([*(trials.outcome == k for k in range(len(OUTCOMES))), ~np.isnan(values), x, x * x])
+    for (layer, bit), (*counts, known, total, squares) in trials.by_layer_and_bit(columns).items():
+        if (layer, bit) not in sites:
+            continue
+        outcomes, n = list(map(int, counts)), int(known)
+        stratum = Stratum(max(sites[layer, bit], n), n, total, squares)
         rate = stratified_interval([stratum], found.confidence) if n else None
         yield [place[layer], bit, sum(outcomes), outcomes, _ends(rate)]
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store, declared_task
+from onnxfi.campaign.results.trial_columns import trial_columns
 from onnxfi.faults.trials import CONDITION_SAMPLERS
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
-from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.tasks.task import Metric
 
 #: First characters of a formula, also as wide letters.
@@ -91,7 +92,12 @@ def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = Fals
     says in `classes.csv`. With `by_model` the model's name is in theirs: `MODEL.csv` has the rates (without a sweep the
     summary), each other table is `detail-MODEL.csv` and the like.
     """
-    place = Path(folder)
+    make_folder(Path(folder))
+    return [write_table(Path(folder, name), rows) for name, rows in _csv_tables(found, by_model=by_model).items()]
+
+
+def _csv_tables(found: CampaignRates, *, by_model: bool) -> dict[str, Iterable[dict[str, Any]]]:
+    """Return the lines of each CSV file by its name."""
     over = swept_over(found)
     rates = "per_sample" if found.campaign["design"] == "per_sample" else over if over in CONDITION_SAMPLERS else "ber"
     tables: dict[str, Iterable[dict[str, Any]]] = {
@@ -103,12 +109,9 @@ def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = Fals
         "classes": classes(found),
     }
     kept = {name: rows for name, rows in tables.items() if rows}
-    files = {name: f"{name}.csv" for name in kept}
-    if by_model:
-        model, main = Path(found.header.file).stem or "model", "rates" if "rates" in kept else "summary"
-        files = {name: f"{model}.csv" if name == main else f"{name}-{model}.csv" for name in kept}
-    make_folder(place)
-    return [write_table(place / files[name], rows) for name, rows in kept.items()]
+    model, main = Path(found.header.file).stem or "model", "rates" if "rates" in kept else "summary"
+    names = {name: f"{name}-{model}" if name != main else model for name in kept} if by_model else {}
+    return {f"{names.get(name, name)}.csv": rows for name, rows in kept.items()}
 
 
 def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
@@ -126,14 +129,11 @@ def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
 
 def values_by_rate(found: CampaignRates, metric: Metric) -> dict[str, NDArray[np.float64]]:
     """Return the values of a metric in the trials at each rate of a sweep."""
-    rates = {s["stratum"]: s["ber"] for s in found.strata}
-    values: dict[str, list[float]] = {}
+    rates = {s["stratum"]: s["ber"] for s in found.strata if s["ber"] is not None}
     with Store.open(found.store, checked=True) as opened:
-        for row in opened.rows():
-            value, rate = metric.value(row.outcome, row.metrics), rates[row.stratum]
-            if value is not None and rate is not None:
-                values.setdefault(f"{rate:g}", []).append(value)
-    return {key: np.array(one) for key, one in values.items()}
+        trials = trial_columns(opened, [metric])
+    values = trials.by_stratum(trials.of(metric.name))
+    return {f"{rate:g}": values[stratum] for stratum, rate in rates.items() if stratum in values}
 
 
 #: Characters that TeX reads as commands, each as it is written as itself.
@@ -253,25 +253,21 @@ def layer_bit_cells(store: str | Path) -> tuple[LayerBitCell, ...]:
     ...     [(cell.layer, cell.bit, cell.trials) for cell in layer_bit_cells(folder + "/store.db")]
     [('fc1', 9, 1), ('fc1', 26, 1)]
     """
-    sums: dict[tuple[str, int], dict[str, float]] = {}
-    counts: dict[tuple[str, int], int] = {}
     with Store.open(store) as opened:
         if not opened.get("cells"):
             return ()
         task = declared_task(opened)
         shown = task.view(task.panels)
-        for row in opened.rows():
-            if row.layer is None or row.bit is None:
-                continue
-            key = row.layer, row.bit
-            counts[key] = counts.get(key, 0) + 1
-            of_cell = sums.setdefault(key, {})
-            for metric in shown:
-                if (value := metric.value(row.outcome, row.metrics)) is not None:
-                    of_cell[metric.name] = of_cell.get(metric.name, 0.0) + value
-    return tuple(
-        LayerBitCell(*key, n, {name: x / n for name, x in sums[key].items()}) for key, n in sorted(counts.items())
-    )
+        trials = trial_columns(opened, shown)
+    known = ~np.isnan(trials.values)
+    every = np.ones((1, len(trials.trial)))
+    sums = trials.by_layer_and_bit(np.concatenate([every, known, np.where(known, trials.values, 0.0)]))
+    cells = []
+    for (layer, bit), (n, *parts) in sums.items():
+        have, totals = parts[: len(shown)], parts[len(shown) :]
+        means = {m.name: x / n for m, some, x in zip(shown, have, totals, strict=True) if some}
+        cells.append(LayerBitCell(layer, bit, int(n), means))
+    return tuple(cells)
 
 
 @dataclass(frozen=True)
@@ -307,30 +303,18 @@ def write_csv_of_all(found: Sequence[CampaignRates], folder: str | Path, *, by_m
     Columns that only some of them have are empty for the others; `by_model` as for `write_csv`, so that several models
     have files of their own. OutputError if the folder cannot be written.
     """
-    tables: dict[str, list[tuple[str, Path]]] = {}
-    with scratch_folder() as drafts:
-        for number, one in enumerate(found):
-            for file in write_csv(one, Path(drafts, str(number)), by_model=by_model):
-                tables.setdefault(file.name, []).append((str(one.store), file))
-        make_folder(Path(folder))
-        return [_joined(Path(folder, name), parts) for name, parts in tables.items()]
+    tables: dict[str, list[tuple[str, Iterator[dict[str, Any]]]]] = {}
+    for one in found:
+        for name, rows in _csv_tables(one, by_model=by_model).items():
+            tables.setdefault(name, []).append((str(one.store), iter(rows)))
+    make_folder(Path(folder))
+    return [write_table(Path(folder, name), _joined(parts)) for name, parts in tables.items()]
 
 
-def _joined(path: Path, parts: Sequence[tuple[str, Path]]) -> Path:
-    columns = dict.fromkeys(name for _, file in parts for name in next(_read(file), []))
-    with atomic_files([path]) as (stream,):
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-        table = csv.writer(text)
-        table.writerow(["store", *columns])
-        for store, file in parts:
-            head, *rows = _read(file)
-            for row in rows:
-                held = dict(zip(head, row, strict=True))
-                table.writerow([cell(store), *(held.get(name, "") for name in columns)])
-        text.detach()
-    return path
-
-
-def _read(file: Path) -> Iterator[list[str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        yield from csv.reader(stream)
+def _joined(parts: Sequence[tuple[str, Iterator[dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of several tables as those of one, with the store in the first column."""
+    begun = [(store, next(rows), rows) for store, rows in parts]
+    columns = list(dict.fromkeys(name for _, first, _ in begun for name in first))
+    for store, first, rows in begun:
+        for row in chain([first], rows):
+            yield {"store": store, **{name: row.get(name) for name in columns}}

@@ -85,6 +85,21 @@ class TrialColumns:
             cells.append((stratum, self.layers[layer - 1] if layer else None, bit - 1 if bit else None))
         return place.reshape(-1), cells
 
+    def by_cell(self, columns: NDArray[Any]) -> Iterator[tuple[tuple[int, str | None, int | None], list[float]]]:
+        """Yield each cell with the sum of each of these columns ([columns, N]) over its trials."""
+        place, cells = self.cells()
+        sums = np.array([np.bincount(place, column, len(cells)) for column in columns])
+        return zip(cells, sums.T.tolist(), strict=True)
+
+    def by_layer_and_bit(self, columns: NDArray[Any]) -> dict[tuple[str, int], list[float]]:
+        """Return the sums of columns ([columns, N]) over the trials at each bit of each layer, in their order."""
+        found: dict[tuple[str, int], list[float]] = {}
+        for (_, layer, bit), sums in self.by_cell(columns):
+            if layer is not None and bit is not None:
+                before = found.get((layer, bit), [0.0] * len(sums))
+                found[layer, bit] = [one + more for one, more in zip(before, sums, strict=True)]
+        return dict(sorted(found.items()))
+
 
 def column_blocks(store: Store, metrics: Sequence[Metric]) -> Iterator[TrialColumns]:
     """Yield the results of a store, some thousand trials at once."""
