@@ -27,10 +27,10 @@ import numpy as np
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.runtime.data.tokenizer import Tokenizer
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.generation.generation_engine import GenerationEngine
 from onnxfi.runtime.generation.greedy_loop import LoopSettings
-from onnxfi.runtime.generation.prompts import Tokenizer
 from onnxfi.statistics.intervals import clopper_pearson, mean_interval
 from onnxfi.tasks.kinds.generation import repeats
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxfi.description import parse_json, read_bytes
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector, Target
-from onnxfi.graph.model.byte_source import quoted, read_bounded
+from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.loading import Model, ModelLike, load, tensors_in
 from onnxfi.graph.write.output_file import atomic_files
 
@@ -120,15 +121,7 @@ class Manifest:
     def read(cls, file: str | Path) -> Manifest:
         """Read a manifest; InputError where the file is none, is damaged, or is of another version."""
         where = quoted(file)
-        try:
-            text = read_bounded(file, MOST_BYTES)
-            if text is None:
-                raise InputError(f"{where} has more than {MOST_BYTES:,} bytes and is no manifest")
-            held = json.loads(text)
-        except OSError as error:
-            raise InputError(f"cannot read {where}: {error.strerror}; give a manifest that can be read") from None
-        except (ValueError, RecursionError):
-            raise InputError(f"{where} is no manifest, or is damaged; onnxfi manifest MODEL writes one") from None
+        held = parse_json(read_bytes(file, MOST_BYTES), f"{where} is no manifest: it")
         if not isinstance(held, dict) or held.get("format") != FORMAT:
             raise InputError(f"{where} is no manifest; onnxfi manifest MODEL writes one")
         if held.get("version") != VERSION or held.get("chunk_bytes") != CHUNK_BYTES:

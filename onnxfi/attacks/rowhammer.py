@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, InputError
 from onnxfi.faults.faultlist import Header, fault_row, trial_lines
-from onnxfi.faults.hardware.fault_description import Description, check_keys, whole
+from onnxfi.faults.hardware.fault_description import Description
 from onnxfi.faults.hardware.memory_layout import MemoryLayout, read_layout
 from onnxfi.faults.models import StuckAt0, StuckAt1
 from onnxfi.faults.sites import Target
@@ -208,26 +208,15 @@ def _under(
 
 def _read(file: str) -> tuple[tuple[Template, ...], int]:
     """Return the templates of a file, and the size of their pages."""
-    row, where = _FILE.parse(_FILE.read(file), file), f"template list {file!r}"
-    page_size = whole(row.get("page_size", 4096), f"{where}: page_size", 1, 1 << 30)
-    given = row.get("templates")
-    if not isinstance(given, list) or not 0 < len(given) <= _MOST_TEMPLATES:
-        raise FaultError(f"{where}: templates is no list of 1 to {_MOST_TEMPLATES:,} objects")
-    found = []
-    for k, one in enumerate(given, 1):
-        at = f"{where}: template {k}"
-        if not isinstance(one, dict):
-            raise FaultError(f"{at} is no object")
-        check_keys(one, ("offset", "bit", "direction", "frame"), at)
-        if one.get("direction") not in _DIRECTIONS:
-            raise FaultError(f"{at}: direction {str(one.get('direction'))[:40]!r} is neither 0to1 nor 1to0")
-        frame = None if "frame" not in one else whole(one["frame"], f"{at}: frame", 0, 1 << 50)
-        found.append(
-            Template(
-                whole(one.get("offset"), f"{at}: offset", 0, page_size - 1),
-                whole(one.get("bit"), f"{at}: bit", 0, 7),
-                _DIRECTIONS[one["direction"]],
-                frame,
-            )
+    row = _FILE.parse(_FILE.read(file), file)
+    page_size = row.whole("page_size", 1, 1 << 30, default=4096)
+    found = tuple(
+        Template(
+            one.whole("offset", 0, page_size - 1),
+            one.whole("bit", 0, 7),
+            _DIRECTIONS[one.one_of("direction", _DIRECTIONS)],
+            one.whole("frame", 0, 1 << 50, default=None),
         )
-    return tuple(found), page_size
+        for one in row.each("templates", ("offset", "bit", "direction", "frame"), _MOST_TEMPLATES, "template")
+    )
+    return found, page_size

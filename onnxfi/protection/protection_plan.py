@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxfi.errors import InputError, SpecError, closest
+from onnxfi.description import Fields
+from onnxfi.errors import InputError, SpecError
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.protection.memory_codes import CodeAssignment, parse_code_assignment, parse_memory_code
 from onnxfi.protection.protections import parse_protection
-from onnxfi.runtime.data.untrusted_yaml import load_yaml
+from onnxfi.runtime.data.untrusted_yaml import load_fields
 
 VERSION = 1
 _FIELDS = ("version", "model", "graph", "memory", "cost", "budget", "forecast", "layers")
-_REQUIRED = ("version", "model", "graph", "memory")
+_MOST_ENTRIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -129,55 +130,35 @@ def load_protection_plan(path: str | Path) -> ProtectionPlan:
     ...     load_protection_plan(folder + "/plan.yaml") == plan
     True
     """
-    given = load_yaml(path, "protection plan", SpecError)
-
-    def fail(text: str) -> SpecError:
-        return SpecError(f"{path}: {text}")
-
-    if not isinstance(given, dict):
-        raise fail(f"a protection plan has the fields {', '.join(_REQUIRED)}")
-    for name in given:
-        if name not in _FIELDS:
-            raise fail(f"unknown field {str(name)[:60]!r}{closest(str(name), _FIELDS)}")
-    for name in _REQUIRED:
-        if name not in given:
-            raise fail(f"{name} is missing")
-    if given["version"] is True or given["version"] != VERSION:
-        raise fail(f"version {str(given['version'])[:20]} of a protection plan; this onnxfi reads version {VERSION}")
-    digest = given["model"]
-    if not isinstance(digest, str) or len(digest) != 64:
-        raise fail("model is no SHA-256 of a model: 64 hexadecimal digits")
+    given = load_fields(path, "protection plan", _FIELDS, SpecError)
+    digest = given.take(
+        "model",
+        lambda value: isinstance(value, str) and len(value) == 64,
+        "the SHA-256 of a model, 64 hexadecimal digits",
+    )
     try:
         graph = tuple(
             GraphEntry(str(parse_protection(text)), tuple(_exact(name) for name in names))
-            for text, names in _entries(given["graph"], "graph", ("protection", "include"))
+            for text, names in _entries(given, "graph", ("protection", "include"))
         )
         memory = tuple(
             MemoryEntry(str(parse_code_assignment(text).parts[0][0]), names)
-            for text, names in _entries(given["memory"], "memory", ("code", "tensors"))
+            for text, names in _entries(given, "memory", ("code", "tensors"))
         )
     except InputError as error:
-        raise fail(str(error)) from None
+        raise given.fail(str(error).removeprefix(f"{given.where}: ")) from None
     if not graph and not memory:
-        raise fail("the plan protects nothing; graph or memory names what")
-    return ProtectionPlan(digest, graph, memory, {k: given[k] for k in _FIELDS[4:] if k in given})
+        raise given.fail("the plan protects nothing; graph or memory names what")
+    return ProtectionPlan(digest, graph, memory, {k: given.values[k] for k in _FIELDS[4:] if k in given})
 
 
-def _entries(given: Any, where: str, fields: tuple[str, str]) -> list[tuple[str, tuple[str, ...]]]:
+def _entries(given: Fields, name: str, fields: tuple[str, str]) -> list[tuple[str, tuple[str, ...]]]:
     """Return the pairs of a text and a list of names that a list of mappings holds."""
-    if not isinstance(given, list):
-        raise SpecError(f"{where} takes a list, each with {' and '.join(fields)}")
-    found = []
-    for k, one in enumerate(given):
-        if not isinstance(one, dict) or set(one) != set(fields):
-            raise SpecError(f"{where}[{k}] takes {' and '.join(fields)}, and no other field")
-        text, names = (one[name] for name in fields)
-        if not isinstance(text, str) or not isinstance(names, list) or not names:
-            raise SpecError(f"{where}[{k}]: {fields[0]} takes a text, {fields[1]} a list of names")
-        if not all(isinstance(name, str) and name for name in names):
-            raise SpecError(f"{where}[{k}]: {fields[1]} takes names, each a text")
-        found.append((text, tuple(names)))
-    return found
+    text, names = fields
+    return [
+        (one.text(text, "a text"), one.texts(names, "a list of names, each a text"))
+        for one in (given.each(name, fields, _MOST_ENTRIES) if given.required(name) != [] else ())
+    ]
 
 
 def _exact(pattern: str) -> str:

@@ -47,10 +47,10 @@ def test_a_whole_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("size: 1 MiB", "size: 1048576", "memories[0].size 1048576 has no unit; write 8 MiB or 512 kB"),
+        ("size: 1 MiB", "size: 1048576", "memories[0]: size 1048576 has no unit; write 8 MiB or 512 kB"),
         ("mbit: 10^6, ", "", "is a Mbit 2^20 or 10^6 bits? They differ by 4.9 %; add mbit"),
-        ("mbit: 10^6", "mbit: 1024", "mbit '1024' is neither 2^20 nor 10^6"),
-        ("2.4e-8 /bit/day", "2.4e-8", "memories[1].upsets 2.4e-08 has no unit; write 1000 FIT/Mbit"),
+        ("mbit: 10^6", "mbit: 1024", "mbit is 1024; it takes 2^20 or 10^6"),
+        ("2.4e-8 /bit/day", "2.4e-8", "memories[1]: upsets 2.4e-08 has no unit; write 1000 FIT/Mbit"),
         ("2.4e-8 /bit/day", "2.4e-8 /bit/dya", "unknown unit '/bit/dya'; closest: '/bit/day'"),
         ("500 to 1000", "1000 to 500", "is not a rate above 0, the lower one first"),
         ("500 to 1000", "0", "is not a rate above 0"),
@@ -58,14 +58,14 @@ def test_a_whole_environment(tmp_path: Path) -> None:
         ("90 %", "0.9", "coverage 0.9 has no unit; write 90 %"),
         ("2 h", "0 h", "scrubbing is out of range; give a time above 0"),
         ("2 h", "soon", "scrubbing 'soon' is not a number with a unit"),
-        ("version: 1", "version: 2", "version 2 of an environment; this onnxfi reads version 1"),
-        ("version: 1\n", "", "an environment: version is missing"),
+        ("version: 1", "version: 2", "version 2; this onnxfi reads version 1"),
+        ("version: 1\n", "", "version is missing; add version: 1"),
         ("name: b", "name: a", "two memories have the name 'a'"),
         ("mission:", "missions:", "unknown field 'missions'; closest: 'mission'"),
-        ("altitude_factor: 2", "altitude_factor: high", "altitude_factor 'high' is not a number above 0"),
-        ("altitude_factor: 2", "altitude_factor: .nan", "altitude_factor 'nan' is not a number above 0"),
-        ('["fc*", "=out"]', "[]", "holds takes weights, activations, or patterns of layer names"),
-        ("rate: 50 /s", "rate: 50", "inference.rate 50 has no unit; write 30 /s"),
+        ("altitude_factor: 2", "altitude_factor: high", "altitude_factor is 'high'; it takes a number above 0"),
+        ("altitude_factor: 2", "altitude_factor: .nan", "altitude_factor is nan; it takes a number above 0"),
+        ('["fc*", "=out"]', "[]", "holds is []; it takes weights, activations, or patterns of layer names"),
+        ("rate: 50 /s", "rate: 50", "inference: rate 50 has no unit; write 30 /s"),
         ("1 years", "1e999 years", "mission '1e999 years' is out of range"),
     ],
 )
@@ -74,7 +74,7 @@ def test_bad_files_are_one_line(tmp_path: Path, old: str, new: str, message: str
     with pytest.raises(SpecError) as caught:
         read(tmp_path, WHOLE.replace(old, new, 1))
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert str(caught.value).startswith(str(tmp_path / "env.yaml"))
+    assert str(caught.value).startswith(f"environment {str(tmp_path / 'env.yaml')!r}: ")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "version: 1", "version: 1\nmemories: {}", "a: !!python/object:os.system x"])

@@ -85,8 +85,8 @@ def test_without_a_flip_there_is_no_list(tmp_path: Path) -> None:
     [
         ({"offset": 4096, "bit": 0, "direction": "0to1"}, "offset"),
         ({"offset": 1, "bit": 8, "direction": "0to1"}, "bit"),
-        ({"offset": 1, "bit": 0, "direction": "up"}, "neither 0to1 nor 1to0"),
-        ({"offset": 1, "bit": 0, "direction": "0to1", "row": 3}, "unknown key 'row'"),
+        ({"offset": 1, "bit": 0, "direction": "up"}, "unknown direction 'up'"),
+        ({"offset": 1, "bit": 0, "direction": "0to1", "row": 3}, "unknown field 'row'"),
         ({"bit": 0, "direction": "0to1"}, "offset"),
     ],
 )

@@ -33,18 +33,21 @@ def test_a_plan_comes_back_with_names_that_mean_something_to_yaml(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "has the fields version"),
+        ("[]", "holds no fields; it takes version"),
         ("version: 1", "model is missing"),
-        ("version: 2\nmodel: x\ngraph: []\nmemory: []", "version 2 of a protection plan"),
-        ("version: 1\nmodel: x\ngraph: []\nmemory: []", "is no SHA-256"),
+        ("version: 2\nmodel: x\ngraph: []\nmemory: []", "version 2; this onnxfi reads version 1"),
+        ("version: 1\nmodel: x\ngraph: []\nmemory: []", "it takes the SHA-256"),
         ("version: 1\nmodel: M\ngraph: []\nmemory: []\nnew: 1", "unknown field 'new'"),
         ("version: 1\nmodel: M\ngraph: []\nmemory: []", "protects nothing"),
         ("version: 1\nmodel: M\ngraph: [{protection: foo, include: ['=a']}]\nmemory: []", "unknown protection 'foo'"),
         ("version: 1\nmodel: M\ngraph: [{protection: checksum, include: [a]}]\nmemory: []", "takes exact names"),
         ("version: 1\nmodel: M\ngraph: []\nmemory: [{code: ham, tensors: [a]}]", "unknown memory code 'ham'"),
-        ("version: 1\nmodel: M\ngraph: []\nmemory: [{code: tmr}]", r"memory\[0\] takes code and tensors"),
-        ("version: 1\nmodel: M\ngraph: []\nmemory: [{code: tmr, tensors: []}]", "tensors a list of names"),
-        ("version: 1\nmodel: M\ngraph: []\nmemory: [{code: tmr, tensors: [3]}]", "takes names, each a text"),
+        ("version: 1\nmodel: M\ngraph: []\nmemory: [{code: tmr}]", r"memory\[0\]: tensors is missing"),
+        (
+            "version: 1\nmodel: M\ngraph: []\nmemory: [{code: tmr, tensors: []}]",
+            r"tensors is \[\]; it takes a list of names",
+        ),
+        ("version: 1\nmodel: M\ngraph: []\nmemory: [{code: tmr, tensors: [3]}]", "takes a list of names, each a text"),
     ],
 )
 def test_what_is_no_plan(tmp_path: Path, text: str, message: str) -> None:

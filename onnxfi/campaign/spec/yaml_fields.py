@@ -13,8 +13,9 @@ import yaml
 
 from onnxfi.campaign.spec.designs import FaultMixPart
 from onnxfi.campaign.spec.flat_fields import build, flat_fields, given_fields, parse_rates
+from onnxfi.description import read_bytes
 from onnxfi.errors import SpecError, closest
-from onnxfi.runtime.data.untrusted_yaml import compose_yaml, read_text, scalar
+from onnxfi.runtime.data.untrusted_yaml import LARGEST_FILE, compose_yaml, scalar
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ Parts = Mapping[type, Callable[[YamlNode], Any]]
 
 def read_yaml(path: str | Path, what: str) -> YamlNode:
     """Return a YAML file whose fields make `what` it is, read within limits (`onnxfi.runtime.data.untrusted_yaml`)."""
-    return compose(read_text(path, what, SpecError), str(path), what)
+    return compose(read_bytes(path, LARGEST_FILE, SpecError), str(path), what)
 
 
 def compose(text: bytes, file: str, what: str) -> YamlNode:

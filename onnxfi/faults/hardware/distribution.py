@@ -90,7 +90,7 @@ class Distribution(DescribedFault):
 
 @lru_cache(maxsize=64)
 def _parse(text: bytes, file: str) -> tuple[Table, ...]:
-    return parse_tables(FILE.parse(text, file), file)
+    return parse_tables(FILE.parse(text, file))
 
 
 def event_faults(

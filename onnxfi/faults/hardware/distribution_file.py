@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.description import Fields
 from onnxfi.errors import FaultError, SelectorError, closest
 from onnxfi.faults.hardware.cells import CellArray
-from onnxfi.faults.hardware.fault_description import Description, check_keys, objects, probability, real, whole
+from onnxfi.faults.hardware.fault_description import Description
 from onnxfi.faults.hardware.patterns import AxisRule, affected_elements
 from onnxfi.faults.models import Set
 from onnxfi.faults.sites import Target
@@ -22,14 +23,14 @@ FILE = Description(
     "distribution", "docs/reference/distribution.md", ("version", "name", "source", "tables"), "TABLE.json"
 )
 SHAPES = ("element", "row", "channel", "block", "tile", "stride")
-_ROW_KEYS = (
+_ROW_FIELDS = (
     *("p", "bits", "position", "adjacent", "mask", "cells", "line", "interleave", "value"),
     *("shape", "axis", "size", "share", "each"),
 )
-_TABLE_KEYS = ("op", "layer", "dtype", "least_elements", "rows")
+_TABLE_FIELDS = ("op", "layer", "dtype", "least_elements", "rows")
 _EFFECTS = ("bits", "mask", "cells", "value")
 _MOST_ROWS, _MOST_TABLES, _MOST_CELLS = 10_000, 1_000, 64
-_SUM_TOLERANCE = 1e-6
+_SUM_TOLERANCE, _LONGEST = 1e-6, 1 << 40
 _VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "zero": 0.0}
 _SPANS = ("relative", "factor", "absolute")
 
@@ -146,46 +147,30 @@ class Table:
         )
 
 
-def parse_tables(row: dict[str, Any], file: str) -> tuple[Table, ...]:
+def parse_tables(row: Fields) -> tuple[Table, ...]:
     """Return the tables of a file; FaultError for one that is damaged, or does not sum to 1."""
-    where = f"distribution {file!r}"
-    tables = objects(row.get("tables"), f"{where}: tables", _MOST_TABLES)
-    return tuple(_table(given, f"table {k}", where) for k, given in enumerate(tables, 1))
+    tables = row.each("tables", _TABLE_FIELDS, _MOST_TABLES, "table")
+    return tuple(_table(given, f"table {k}") for k, given in enumerate(tables, 1))
 
 
-def _table(given: dict[str, Any], label: str, file: str) -> Table:
-    where = f"{file}: {label}"
-    check_keys(given, _TABLE_KEYS, where)
-    rows = objects(given.get("rows"), f"{where}: rows", _MOST_ROWS)
-    parsed = tuple(_row(row, f"{where}, row {k}") for k, row in enumerate(rows, 1))
-    total = math.fsum(row.p for row in parsed)
+def _table(given: Fields, label: str) -> Table:
+    rows = tuple(map(_row, given.each("rows", _ROW_FIELDS, _MOST_ROWS, "row")))
+    total = math.fsum(row.p for row in rows)
     if abs(total - 1) > _SUM_TOLERANCE:
-        raise FaultError(f"{where}: its probabilities sum to {total:.9g}, not to 1; what is missing needs a row, too")
-    conditions = {key: _texts(given[key], f"{where}: {key}") for key in ("op", "layer", "dtype") if key in given}
-    for dtype in conditions.get("dtype", ()):
+        raise given.fail(f"its probabilities sum to {total:.9g}, not to 1; what is missing needs a row, too")
+    conditions = {key: given.texts(key, "a text or list of texts", (), alone=True) for key in ("op", "layer", "dtype")}
+    for dtype in conditions["dtype"]:
         if dtype not in WORDS:
-            raise FaultError(f"{where}: unknown number format {dtype[:40]!r}{closest(dtype[:40], WORDS)}")
-    least = whole(given.get("least_elements", 0), f"{where}: least_elements", 0, 1 << 56)
-    return Table(label, parsed, **conditions, least_elements=least)
+            raise given.fail(f"unknown number format {dtype[:40]!r}{closest(dtype[:40], WORDS)}")
+    return Table(label, rows, **conditions, least_elements=given.whole("least_elements", 0, 1 << 56, default=0))
 
 
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one for one in texts):
-        raise FaultError(f"{where} is no text or list of texts")
-    return tuple(texts)
-
-
-def _row(row: dict[str, Any], where: str) -> DistributionRow:
-    check_keys(row, _ROW_KEYS, where)
-    if "p" not in row:
-        raise FaultError(f"{where} has no p, its probability")
+def _row(row: Fields) -> DistributionRow:
+    p = row.number("p", 0, 1)
     if sum(key in row for key in _EFFECTS) != 1:
-        raise FaultError(f"{where} takes exactly one of {', '.join(_EFFECTS)}")
-    effect = {"bits": _bits, "mask": _mask, "cells": _cells, "value": _value}
-    made = next(read for key, read in effect.items() if key in row)(row, where)
+        raise row.fail(f"give exactly one of {', '.join(_EFFECTS)}")
     if "cells" in row and any(key in row for key in ("shape", "share", "each")):
-        raise FaultError(f"{where}: cells are a shape of their own; leave shape, share and each out")
+        raise row.fail("cells are a shape of their own; leave shape, share and each out")
     for key, needs in (
         ("position", ("bits", "cells")),
         ("adjacent", ("bits",)),
@@ -193,109 +178,84 @@ def _row(row: dict[str, Any], where: str) -> DistributionRow:
         ("interleave", ("cells",)),
     ):
         if key in row and not any(one in row for one in needs):
-            raise FaultError(f"{where}: {key} goes with {' or '.join(needs)}; leave it out")
-    return DistributionRow(p=probability(row["p"], f"{where}: p"), **made, **_shape(row, where))
+            raise row.fail(f"{key} goes with {' or '.join(needs)}; leave it out")
+    effect = {"bits": _bits, "mask": _mask, "cells": _cells, "value": _value}
+    made = next(read for key, read in effect.items() if key in row)(row)
+    return DistributionRow(p=p, **made, **_shape(row))
 
 
-def _bits(row: dict[str, Any], where: str) -> dict[str, Any]:
-    return {
-        "bits": whole(row["bits"], f"{where}: bits", 1, 64),
-        "position": _position(row, where),
-        "adjacent": _flag(row, "adjacent", where),
-    }
+def _bits(row: Fields) -> dict[str, Any]:
+    return {"bits": row.whole("bits", 1, 64), "position": _position(row), "adjacent": row.flag("adjacent")}
 
 
-def _mask(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _mask(row: Fields) -> dict[str, Any]:
+    allowed = "a hexadecimal word, as '0x80400000'"
     try:
-        mask = int(str(row["mask"])[:20], 16)
+        mask = int(row.text("mask", allowed)[:20], 16)
     except ValueError:
         mask = 0
-    if not isinstance(row["mask"], str) or not 0 < mask < 1 << 64:
-        raise FaultError(f"{where}: mask {str(row['mask'])[:40]!r} is no hexadecimal word, as '0x80400000'")
+    if not 0 < mask < 1 << 64:
+        raise row.refuse("mask", allowed)
     return {"mask": mask}
 
 
-def _cells(row: dict[str, Any], where: str) -> dict[str, Any]:
-    given = row["cells"]
-    if not isinstance(given, list) or not 0 < len(given) <= _MOST_CELLS:
-        raise FaultError(f"{where}: cells is no list of 1 to {_MOST_CELLS} pairs [line, column]")
+def _cells(row: Fields) -> dict[str, Any]:
+    allowed = f"a list of 1 to {_MOST_CELLS} pairs [line, column]"
+    given = row.take("cells", lambda value: isinstance(value, list) and 0 < len(value) <= _MOST_CELLS, allowed)
     cells = []
-    for pair in given:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise FaultError(f"{where}: {str(pair)[:40]} is no pair [line, column]")
-        cells.append((whole(pair[0], where, -1024, 1024), whole(pair[1], where, -1024, 1024)))
+    for k in range(len(given)):
+        line, column = Fields({"cells": given[k]}, row.where, row.error).wholes("cells", -1024, 1024, range(2, 3))
+        cells.append((line, column))
     if (0, 0) not in cells or len(set(cells)) < len(cells):
-        raise FaultError(f"{where}: cells names each cell once, among them [0, 0], the drawn one")
-    line = whole(row.get("line", 1), f"{where}: line", 1, 1 << 40)
-    array = CellArray(line, whole(row.get("interleave", 1), f"{where}: interleave", 1, line))
-    return {"cells": tuple(cells), "array": array, "position": _position(row, where)}
+        raise row.fail("cells names each cell once, among them [0, 0], the drawn one")
+    line = row.whole("line", 1, 1 << 40, default=1)
+    array = CellArray(line, row.whole("interleave", 1, line, default=1))
+    return {"cells": tuple(cells), "array": array, "position": _position(row)}
 
 
-def _value(row: dict[str, Any], where: str) -> dict[str, Any]:
-    given = row["value"]
+def _value(row: Fields) -> dict[str, Any]:
+    given = row.values["value"]
     if isinstance(given, str) and given in _VALUES:
         return {"value_kind": "set", "low": _VALUES[given]}
     if isinstance(given, dict) and len(given) == 1:
-        ((kind, ends),) = given.items()
-        if kind == "set":
-            return {"value_kind": "set", "low": real(ends, f"{where}: set", -1.7e308, 1.7e308)}
-        if kind in _SPANS and isinstance(ends, list) and len(ends) == 2:
-            least = 0.0 if kind == "absolute" else 1e-300
-            low, high = (real(end, f"{where}: {kind}", least, 1e300) for end in ends)
-            if low <= high:
-                return {"value_kind": kind, "low": low, "high": high}
-    raise FaultError(
-        f"{where}: value {str(given)[:60]!r} is none of {', '.join(_VALUES)}, {{'set': x}}, "
-        f"{{'relative': [low, high]}}, {{'factor': [low, high]}} and {{'absolute': [low, high]}}"
-    )
+        one = row.inner("value", ("set", *_SPANS))
+        if "set" in one:
+            return {"value_kind": "set", "low": one.number("set", -1.7e308, 1.7e308)}
+        [kind] = one.values
+        low, high = one.ends(kind, 0.0 if kind == "absolute" else 1e-300, 1e300)
+        return {"value_kind": kind, "low": low, "high": high}
+    spans = ", ".join(f"{{'{kind}': [low, high]}}" for kind in _SPANS)
+    raise row.refuse("value", f"one of {', '.join(_VALUES)}, {{'set': x}}, {spans}")
 
 
-def _position(row: dict[str, Any], where: str) -> tuple[tuple[str, float], ...]:
-    given = row.get("position")
-    if given is None:
+def _position(row: Fields) -> tuple[tuple[str, float], ...]:
+    if "position" not in row:
         return ()
-    if not isinstance(given, dict) or not 0 < len(given) <= 64:
-        raise FaultError(f"{where}: position maps positions to probabilities, as {{'sign': 0.1, 'mantissa': 0.9}}")
-    found = []
-    for text, p in given.items():
+    given = row.inner("position")
+    for text in given.values:
         try:
             parse_bits(text)
         except SelectorError as error:
-            raise FaultError(f"{where}: {error}") from None
-        found.append((text, probability(p, f"{where}: position {text[:40]!r}")))
+            raise given.fail(str(error)) from None
+    found = tuple((text, given.number(text, 0, 1)) for text in given.values)
     total = math.fsum(p for _, p in found)
     if abs(total - 1) > _SUM_TOLERANCE:
-        raise FaultError(f"{where}: the probabilities of its positions sum to {total:.9g}, not to 1")
-    return tuple(found)
+        raise row.fail(f"the probabilities of its positions sum to {total:.9g}, not to 1")
+    return found
 
 
-def _shape(row: dict[str, Any], where: str) -> dict[str, Any]:
-    shape = row.get("shape", "element")
-    if shape not in SHAPES:
-        raise FaultError(f"{where}: unknown shape {str(shape)[:40]!r}{closest(str(shape)[:40], SHAPES)}")
-    made: dict[str, Any] = {"shape": shape}
-    if "axis" in row:
-        if shape != "channel":
-            raise FaultError(f"{where}: axis goes with the shape channel; leave it out")
-        made["axis"] = whole(row["axis"], f"{where}: axis", -64, 63)
+def _shape(row: Fields) -> dict[str, Any]:
+    shape = row.one_of("shape", SHAPES, "element")
+    if "axis" in row and shape != "channel":
+        raise row.fail("axis goes with the shape channel; leave it out")
     if ("size" in row) != (shape in ("block", "stride", "tile")):
-        raise FaultError(
-            f"{where}: size goes with the shapes block and stride (a number) and tile (a list), as they need it"
-        )
-    if shape in ("block", "stride"):
-        made["size"] = (whole(row["size"], f"{where}: size", 1, 1 << 40),)
+        raise row.fail("size goes with the shapes block and stride (a number) and tile (a list), as they need it")
+    size: tuple[int, ...] = ()
     if shape == "tile":
-        sides = row["size"]
-        if not isinstance(sides, list) or not 0 < len(sides) <= 8:
-            raise FaultError(f"{where}: a tile takes size, the lengths along the last axes, as [4, 4]")
-        made["size"] = tuple(whole(side, f"{where}: size", 1, 1 << 40) for side in sides)
-    if "share" in row:
-        made["share"] = probability(row["share"], f"{where}: share")
-    return made | {"each": _flag(row, "each", where)}
-
-
-def _flag(row: dict[str, Any], key: str, where: str) -> bool:
-    value = row.get(key, False)
-    if not isinstance(value, bool):
-        raise FaultError(f"{where}: {key} is true or false")
-    return value
+        size = row.wholes("size", 1, _LONGEST, range(1, 9))
+    elif "size" in row:
+        size = (row.whole("size", 1, _LONGEST),)
+    return {
+        "shape": shape, "axis": row.whole("axis", -64, 63, default=0), "size": size,
+        "share": row.number("share", 0, 1, default=1.0), "each": row.flag("each"),
+    }  # fmt: skip

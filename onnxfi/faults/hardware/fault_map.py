@@ -150,7 +150,7 @@ class FaultMap(DescribedFault):
 
 @lru_cache(maxsize=8)
 def _parse(text: bytes, file: str) -> CellMap:
-    return parse_map(FILE.parse(text, file), file)
+    return parse_map(FILE.parse(text, file))
 
 
 def _failing(one: Instance, axis: str, at: float) -> NDArray[np.int64]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.description import Fields
 from onnxfi.errors import FaultError
-from onnxfi.faults.hardware.fault_description import Description, check_keys, objects, probability, real, whole
+from onnxfi.faults.hardware.fault_description import VERSION, Description
 
 _KEYS = ("version", "name", "source", "axis", "size_bits", "range", "statistics", "instances")
 #: A measured instance has a line for each cell that fails, so the file may be large.
@@ -70,97 +71,74 @@ class CellMap:
             )
 
 
-def parse_map(row: dict[str, Any], file: str) -> CellMap:
+def parse_map(row: Fields) -> CellMap:
     """Return the map that a file holds; FaultError if it is damaged."""
-    where = f"fault map {file!r}"
-    axis = row.get("axis")
-    if axis not in AXES:
-        why = f"axis {str(axis)[:40]!r} is neither voltage nor temperature"
-        raise FaultError(f"{where}: {'there is no axis; give voltage or temperature' if axis is None else why}")
+    axis = row.one_of("axis", AXES)
     if ("statistics" in row) == ("instances" in row):
-        raise FaultError(f"{where} takes either statistics or instances")
-    size = whole(row.get("size_bits", 0), f"{where}: size_bits", 0, _MOST_BITS)
+        raise row.fail("give either statistics or instances")
+    size = row.whole("size_bits", 0, _MOST_BITS, default=0)
     if "statistics" in row:
         if "range" in row:
-            raise FaultError(f"{where}: range goes with instances; leave it out")
-        points = _points(row["statistics"], axis, where)
+            raise row.fail("range goes with instances; leave it out")
+        points = _points(row, axis)
         return CellMap(axis, size, min(p.at for p in points), max(p.at for p in points), points)
     if not size:
-        raise FaultError(f"{where}: instances need size_bits, the number of cells of the memory")
-    ends = row.get("range")
-    if not isinstance(ends, list) or len(ends) != 2:
-        raise FaultError(f"{where}: instances need range, the lowest and highest {axis} measured, as [0.7, 0.9]")
-    low, high = (real(end, f"{where}: range", -1e6, 1e6) for end in ends)
-    if low > high:
-        raise FaultError(f"{where}: range runs backwards; write [{high:g}, {low:g}]")
-    given = objects(row["instances"], f"{where}: instances", _MOST_INSTANCES)
-    instances = tuple(_instance(one, size, low, high, f"{where}: instance {k}") for k, one in enumerate(given, 1))
-    return CellMap(axis, size, low, high, instances=instances)
+        raise row.fail("instances need size_bits, the number of cells of the memory")
+    low, high = row.ends("range", -1e6, 1e6)
+    given = row.each("instances", ("name", "cells"), _MOST_INSTANCES, "instance")
+    return CellMap(axis, size, low, high, instances=tuple(_instance(one, size, low, high) for one in given))
 
 
-def _points(value: Any, axis: str, where: str) -> tuple[Point, ...]:
-    rows = objects(value, f"{where}: statistics", _MOST_POINTS)
-    points = []
-    for k, row in enumerate(rows, 1):
-        at = f"{where}: statistics {k}"
-        check_keys(row, ("at", "p01", "p10"), at)
-        points.append(
-            Point(
-                real(row.get("at"), f"{at}: at", -1e6, 1e6),
-                probability(row.get("p01"), f"{at}: p01"),
-                probability(row.get("p10"), f"{at}: p10"),
-            )
-        )
+def _points(row: Fields, axis: str) -> tuple[Point, ...]:
+    points = [
+        Point(one.number("at", -1e6, 1e6), one.number("p01", 0, 1), one.number("p10", 0, 1))
+        for one in row.each("statistics", ("at", "p01", "p10"), _MOST_POINTS, "statistics")
+    ]
     points.sort(key=lambda point: point.at, reverse=axis == "voltage")  # from no stress to the most
     for one, two in pairwise(points):
         if one.at == two.at or two.p01 < one.p01 or two.p10 < one.p10:
-            raise FaultError(
-                f"{where}: cells that fail at {one.at:g} fail at {two.at:g}, too, so p01 and p10 do not fall there; "
+            raise row.fail(
+                f"cells that fail at {one.at:g} fail at {two.at:g}, too, so p01 and p10 do not fall there; "
                 f"give each {axis} once, with a probability that is not lower"
             )
     return tuple(points)
 
 
-def _instance(row: dict[str, Any], size: int, low: float, high: float, where: str) -> Instance:
-    check_keys(row, ("name", "cells"), where)
-    cells = row.get("cells")
-    if not isinstance(cells, dict):
-        raise FaultError(f"{where} has no cells, an object of the columns {', '.join(_COLUMNS)}")
-    check_keys(cells, _COLUMNS, f"{where}: cells")
-    columns = [_column(cells.get(name), f"{where}: {name}", 1 if name in ("p01", "p10") else None) for name in _COLUMNS]
+def _instance(row: Fields, size: int, low: float, high: float) -> Instance:
+    cells = row.inner("cells", _COLUMNS)
+    columns = [_column(cells, name, 1 if name in ("p01", "p10") else None) for name in _COLUMNS]
     n = len(columns[0])
     columns = [
         np.ones(n) if len(c) == 0 and name.startswith("p") else c for c, name in zip(columns, _COLUMNS, strict=True)
     ]
     if any(len(column) != n for column in columns):
-        raise FaultError(f"{where}: the columns of its cells are not equally long")
+        raise row.fail("the columns of its cells are not equally long")
     address, at, p01, p10 = columns
     if n and (address.min() < 0 or address.max() >= size or (address != np.floor(address)).any()):
-        raise FaultError(
-            f"{where}: an address is no whole number below size_bits {size:,}: a map of another memory size"
-        )
+        raise row.fail(f"an address is no whole number below size_bits {size:,}: a map of another memory size")
     places = address.astype(np.int64)
     if len(np.unique(places)) < n:
-        raise FaultError(f"{where}: a cell is there twice; give each address once, with its first failure")
+        raise row.fail("a cell is there twice; give each address once, with its first failure")
     if n and (at.min() < low or at.max() > high):
-        raise FaultError(f"{where}: a cell fails at {at.min():g} or {at.max():g}, beyond the range {low:g} to {high:g}")
-    return Instance(str(row.get("name", ""))[:200], places, at, p01, p10)
+        raise row.fail(f"a cell fails at {at.min():g} or {at.max():g}, beyond the range {low:g} to {high:g}")
+    return Instance(str(row.values.get("name", ""))[:200], places, at, p01, p10)
 
 
-def _column(value: Any, where: str, most: int | None) -> NDArray[np.float64]:
-    if value is None and most is not None:
+def _column(cells: Fields, name: str, most: int | None) -> NDArray[np.float64]:
+    if most is not None and name not in cells:
         return np.zeros(0)
-    if not isinstance(value, list) or len(value) > _MOST_CELLS:
-        raise FaultError(f"{where} is no list of up to {_MOST_CELLS:,} numbers")
-    if not set(map(type, value)) <= {int, float} or any(type(v) is int and abs(v) > _MOST_BITS for v in value):
-        raise FaultError(f"{where} holds something that is no number")
+    value = cells.take(
+        name,
+        lambda value: isinstance(value, list) and len(value) <= _MOST_CELLS and set(map(type, value)) <= {int, float},
+        f"a list of up to {_MOST_CELLS:,} numbers",
+    )
+    if any(type(v) is int and abs(v) > _MOST_BITS for v in value):
+        raise cells.fail(f"{name} holds a number that is too large")
     column = np.array(value, np.float64)
     if not np.isfinite(column).all() or (
         most is not None and len(column) and not 0 <= column.min() <= column.max() <= most
     ):
-        raise FaultError(
-            f"{where} holds a number that is no probability" if most else f"{where} holds no finite number"
-        )
+        raise cells.fail(f"{name} holds a number that is {'no probability' if most else 'not finite'}")
     return column
 
 
@@ -171,6 +149,6 @@ def map_row(
     if not all(math.isfinite(end) for end in ends):
         raise FaultError("a map of no cell needs range, the lowest and highest value measured")
     return {
-        "version": FILE.version, "source": source, "axis": axis, "size_bits": size_bits, "range": list(ends),
+        "version": VERSION, "source": source, "axis": axis, "size_bits": size_bits, "range": list(ends),
         "instances": [{"name": name, "cells": cells} for name, cells in instances.items()],
     }  # fmt: skip

@@ -5,15 +5,16 @@ The file, JSON of version 1, is described in docs/reference/memory-layout.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.description import Fields
 from onnxfi.errors import FaultError
-from onnxfi.faults.hardware.fault_description import Description, check_keys, whole
+from onnxfi.faults.hardware.fault_description import Description
 from onnxfi.faults.sampling import permute
 from onnxfi.faults.sites import Target
 
@@ -156,52 +157,47 @@ def read_layout(file: str) -> MemoryLayout:
 @lru_cache(maxsize=16)
 def parse_layout(text: bytes, file: str) -> MemoryLayout:
     """Return the layout that a content holds; FaultError if it is damaged."""
-    row, where = FILE.parse(text, file), f"memory layout {file!r}"
-    bits = _address_bits(row, where)
+    row = FILE.parse(text, file)
+    bits = _address_bits(row)
     if bits is not None:
-        row = row | {
-            "memory_bytes": 1 << len(bits.row + bits.column + bits.bank), "row_bytes": 1 << len(bits.column),
-            "banks": 1 << len(bits.bank),
-        }  # fmt: skip
-    size = whole(row.get("memory_bytes"), f"{where}: memory_bytes", 1, _MOST_BYTES)
-    row_bytes = whole(row.get("row_bytes", 8192), f"{where}: row_bytes", 1, size)
-    lanes = whole(row.get("lanes", 64), f"{where}: lanes", 8, 4096)
-    chips = whole(row.get("chips", 8), f"{where}: chips", 1, lanes)
-    banks = whole(row.get("banks", 16), f"{where}: banks", 1, 1 << 20)
-    order = row.get("order", ORDERS[0])
-    if order not in ORDERS:
-        raise FaultError(f"{where}: order {str(order)[:40]!r} is unknown; give {' or '.join(ORDERS)}")
+        row = replace(row, values={
+            **row.values, "memory_bytes": 1 << len(bits.row + bits.column + bits.bank),
+            "row_bytes": 1 << len(bits.column), "banks": 1 << len(bits.bank),
+        })  # fmt: skip
+    size = row.whole("memory_bytes", 1, _MOST_BYTES)
+    row_bytes = row.whole("row_bytes", 1, size, default=8192)
+    lanes = row.whole("lanes", 8, 4096, default=64)
+    chips = row.whole("chips", 1, lanes, default=8)
+    banks = row.whole("banks", 1, 1 << 20, default=16)
     if lanes % 8 or lanes % chips or row_bytes % (lanes // 8) or size % (row_bytes * banks):
-        raise FaultError(
-            f"{where}: lanes are a multiple of 8 and of the chips, row_bytes of lanes / 8, and memory_bytes of "
+        raise row.fail(
+            f"lanes are a multiple of 8 and of the chips, row_bytes of lanes / 8, and memory_bytes of "
             f"row_bytes × banks; given {lanes} lanes, {chips} chips, {row_bytes} and {size} bytes, {banks} banks"
         )
     return MemoryLayout(
-        _bases(row.get("bases", {"0": 0}), size, where), size, row_bytes, banks, lanes, chips, order,
-        bits=bits, **_pages(row.get("pages", {}), size, where),
+        _bases(row, size), size, row_bytes, banks, lanes, chips, row.one_of("order", ORDERS, ORDERS[0]), bits=bits,
+        **_pages(row, size),
     )  # fmt: skip
 
 
-def _address_bits(row: dict[str, Any], where: str) -> AddressBits | None:
+def _address_bits(row: Fields) -> AddressBits | None:
     """Return the bits of the address that a layout names; None if it names none."""
     if "address_bits" not in row:
         return None
     if twice := [key for key in ("memory_bytes", "row_bytes", "banks", "order") if key in row]:
-        raise FaultError(f"{where}: address_bits say what {twice[0]} says; leave {twice[0]} out")
-    given, where = row["address_bits"], f"{where}: address_bits"
-    if not isinstance(given, dict) or set(given) != {"row", "column", "bank"} or not isinstance(given["bank"], list):
-        raise FaultError(f"{where} is an object of row, column and bank, as {_BITS}")
+        raise row.fail(f"address_bits say what {twice[0]} says; leave {twice[0]} out")
+    given = row.inner("address_bits", ("row", "column", "bank"))
     try:
-        row_bits, column = (_positions(given[key]) for key in ("row", "column"))
-        bank = tuple(map(_positions, given["bank"]))
+        row_bits, column = (_positions(given.required(key)) for key in ("row", "column"))
+        bank = tuple(map(_positions, given.take("bank", lambda value: isinstance(value, list), "a list of bits")))
     except ValueError as error:
-        raise FaultError(f"{where}: {error}; as {_BITS}") from None
+        raise given.fail(f"{error}; as {_BITS}") from None
     bits = AddressBits(row_bits, column, bank)
     known = len(row_bits + column + bank)
     if known > _MOST_BITS or max((*row_bits, *column, *(one for every in bank for one in every))) >= known:
-        raise FaultError(f"{where} name {known} bits, at most {_MOST_BITS}, so the highest is {known - 1}; {_SAYS}")
+        raise given.fail(f"they name {known} bits, at most {_MOST_BITS}, so the highest is {known - 1}; {_SAYS}")
     if not bits.one_to_one:
-        raise FaultError(f"{where}: two addresses would have the same row, bank and column; {_SAYS}")
+        raise given.fail(f"two addresses would have the same row, bank and column; {_SAYS}")
     return bits
 
 
@@ -226,34 +222,28 @@ def _parity(physical: Index, bits: tuple[int, ...]) -> Index:
     return found
 
 
-def _bases(given: Any, size: int, where: str) -> dict[int, int]:
-    if (
-        not isinstance(given, dict)
-        or not 0 < len(given) <= 1000
-        or not all(k.isdecimal() and len(k) < 5 for k in given)
-    ):
-        raise FaultError(f"{where}: bases maps the model's files to addresses, as {{'0': 0, '1': 65536}}")
-    return {int(k): whole(v, f"{where}: base {k}", 0, size - 1) for k, v in given.items()}
+def _bases(row: Fields, size: int) -> dict[int, int]:
+    if "bases" not in row:
+        return {0: 0}
+    given = row.inner("bases")
+    if len(given.values) > 1000 or not all(key.isdecimal() and len(key) < 5 for key in given.values):
+        raise row.fail("bases maps the model's files to addresses, as {'0': 0, '1': 65536}")
+    return {int(key): given.whole(key, 0, size - 1) for key in given.values}
 
 
-def _pages(given: Any, size: int, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise FaultError(f"{where}: pages is an object of size, frames or seed")
-    check_keys(given, ("size", "frames", "seed"), f"{where}: pages")
-    page = whole(given.get("size", 4096), f"{where}: pages: size", 1, size)
+def _pages(row: Fields, size: int) -> dict[str, Any]:
+    if "pages" not in row:
+        return {}
+    given = row.inner("pages", ("size", "frames", "seed"))
+    page = given.whole("size", 1, size, default=4096)
     if size % page or ("frames" in given and "seed" in given):
-        raise FaultError(f"{where}: pages takes a size that divides memory_bytes, and either frames or a seed")
-    made: dict[str, Any] = {"page_bytes": page}
-    if "seed" in given:
-        made["shuffled"] = whole(given["seed"], f"{where}: pages: seed", 0, (1 << 64) - 1)
+        raise given.fail("give a size that divides memory_bytes, and either frames or a seed")
+    frames: tuple[int, ...] = ()
     if "frames" in given:
-        frames = given["frames"]
-        if not isinstance(frames, list) or not 0 < len(frames) <= _MOST_FRAMES or set(map(type, frames)) != {int}:
-            raise FaultError(f"{where}: frames is no list of 1 to {_MOST_FRAMES:,} whole numbers")
-        if min(frames) < 0 or max(frames) >= size // page or len(set(frames)) < len(frames):
-            raise FaultError(f"{where}: frames are different pages of the memory, below {size // page:,}")
-        made["frames"] = tuple(frames)
-    return made
+        frames = given.wholes("frames", 0, size // page - 1, range(1, _MOST_FRAMES + 1))
+        if len(set(frames)) < len(frames):
+            raise given.fail("frames are different pages of the memory; give each once")
+    return {"page_bytes": page, "frames": frames, "shuffled": given.whole("seed", 0, (1 << 64) - 1, default=None)}
 
 
 def _shuffle(pages: int, seed: int, page: Index) -> Index:

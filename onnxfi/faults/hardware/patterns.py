@@ -7,16 +7,15 @@ not derived. So a pattern is data: a JSON file, version 1, described in docs/how
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError, closest
+from onnxfi.description import Fields
 from onnxfi.faults.fault_model import FaultModel, parse_model, with_installed
 from onnxfi.faults.hardware.fault_description import DescribedFault, Description
 from onnxfi.faults.models import BUILT_IN
@@ -27,6 +26,7 @@ FILE = Description(
     ("version", "name", "fault", "shape", "axis", "size", "axes", "rest"), "PATTERN.json",
 )  # fmt: skip
 _SHAPES = ("row", "column", "channel", "block")
+_MOST_AXES, _LONGEST = 64, 1 << 40
 
 
 @dataclass(frozen=True)
@@ -115,64 +115,48 @@ class Pattern(DescribedFault):
 @lru_cache(maxsize=64)
 def _parse(text: bytes, file: str) -> _Description:
     row = FILE.parse(text, file)
-    fault = str(row.get("fault", "flip"))
+    fault = str(row.values.get("fault", "flip"))
     if fault.strip().partition(":")[0] == Pattern.name:
-        raise FaultError(f"pattern {file!r}: its fault must be one of a single word, such as flip, not another pattern")
+        raise row.fail("its fault must be one of a single word, such as flip, not another pattern")
     element_model = parse_model(fault, with_installed((*BUILT_IN, *NEURON_MODELS)))
-    axes, rest = _axes(row, file)
+    axes, rest = _axes(row)
     return _Description(element_model, axes, rest)
 
 
-def _axes(row: dict[str, Any], file: str) -> tuple[tuple[tuple[int, AxisRule], ...], AxisRule]:
+def _axes(row: Fields) -> tuple[tuple[tuple[int, AxisRule], ...], AxisRule]:
     """Return the rules by axis, and the rule of all other axes; a named shape is expanded to rules."""
     if ("shape" in row) == ("axes" in row):
-        raise FaultError(f"pattern {file!r} takes either shape ({', '.join(_SHAPES)}) or axes")
+        raise row.fail(f"give either shape ({', '.join(_SHAPES)}) or axes")
     same, everything = AxisRule("same"), AxisRule("all")
     if "axes" in row:
-        given = row["axes"]
-        if not isinstance(given, dict) or not given:
-            raise FaultError(f"pattern {file!r}: axes maps axis numbers to rules, as {{'-1': 'all'}}")
-        rules = tuple((_whole(axis, f"pattern {file!r}: axis"), _rule(rule, file)) for axis, rule in given.items())
-        return rules, _rule(row.get("rest", "same"), file)
-    shape = row["shape"]
+        axes = row.inner("axes")
+        rules = []
+        for axis in axes.values:
+            if re.fullmatch(r"-?\d{1,9}", axis, re.ASCII) is None:
+                raise row.fail(f"axis {axis[:80]!r} is not a whole number")
+            rules.append((int(axis), _rule(axes, axis)))
+        return tuple(rules), _rule(row, "rest") if "rest" in row else same
+    shape = row.one_of("shape", _SHAPES)
     if shape == "row":
         return ((-1, everything),), same
     if shape == "column":
         return ((-2, everything),), same
     if shape == "channel":
-        return ((_whole(row.get("axis", 0), f"pattern {file!r}: axis"), same),), everything
-    if shape == "block":
-        size = row.get("size")
-        if not isinstance(size, list) or not size:
-            raise FaultError(f"pattern {file!r}: a block takes size, the lengths along the last axes, as [4, 4]")
-        sides = [_rule({"block": side}, file) for side in size]
-        return tuple((axis, rule) for axis, rule in enumerate(sides, -len(sides))), same
-    raise FaultError(f"pattern {file!r}: unknown shape {shape!r}{closest(str(shape), _SHAPES)}")
+        return ((row.whole("axis", -_MOST_AXES, _MOST_AXES, default=0), same),), everything
+    sides = row.wholes("size", 1, _LONGEST, range(1, _MOST_AXES + 1))
+    return tuple((axis, AxisRule("block", (side,))) for axis, side in enumerate(sides, -len(sides))), same
 
 
-def _rule(given: Any, file: str) -> AxisRule:
-    if given in ("same", "all"):
-        return AxisRule(given)
-    if isinstance(given, dict) and len(given) == 1:
-        ((kind, value),) = given.items()
-        where = f"pattern {file!r}: {kind}"
-        if kind in ("every", "block"):
-            length = _whole(value, where)
-            if length < 1:
-                raise FaultError(f"{where} {value} is out of range; give 1 or more")
-            return AxisRule(kind, (length,))
-        if kind == "offsets" and isinstance(value, list) and value:
-            return AxisRule(kind, tuple(sorted({_whole(v, where) for v in value})))
-    raise FaultError(
-        f"pattern {file!r}: {json.dumps(given)[:60]} is not a rule; write 'same', 'all', "
-        "{'every': 16}, {'block': 4} or {'offsets': [0, 1]}"
-    )
-
-
-def _whole(value: Any, where: str) -> int:
-    try:
-        if not isinstance(value, (bool, float)):
-            return int(value)
-    except (TypeError, ValueError):
-        pass
-    raise FaultError(f"{where} {value!r} is not a whole number")
+def _rule(given: Fields, name: str) -> AxisRule:
+    rule = given.values[name]
+    if rule in ("same", "all"):
+        return AxisRule(rule)
+    if isinstance(rule, dict) and len(rule) == 1:
+        one = given.inner(name, ("every", "block", "offsets"))
+        if "offsets" in one:
+            return AxisRule(
+                "offsets", tuple(sorted(set(one.wholes("offsets", -_LONGEST, _LONGEST, range(1, _LONGEST)))))
+            )
+        [kind] = one.values
+        return AxisRule(kind, (one.whole(kind, 1, _LONGEST),))
+    raise given.refuse(name, "'same', 'all', {'every': 16}, {'block': 4} or {'offsets': [0, 1]}")

@@ -35,13 +35,6 @@ def quoted(name: str | Path) -> str:
     return repr(whole if len(whole) <= _LONGEST_NAME else whole[: _LONGEST_NAME - 1] + "…")
 
 
-def read_bounded(path: str | Path, most: int) -> bytes | None:
-    """Return the bytes of a file, also of a device without an end; None if it has more than `most`."""
-    with Path(path).open("rb") as stream:
-        data = stream.read(most + 1)
-    return data if len(data) <= most else None
-
-
 def printable(text: object) -> str:
     """Return text with control, escape and direction characters written out, so that a name cannot control a terminal.
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from onnxfi.description import Fields
 from onnxfi.errors import ModelError, closest
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.model.graph_index import GraphIndex
@@ -26,10 +26,10 @@ from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Ste
 from onnxfi.graph.spiking.pattern_graph import PatternGraph, Use
 
 PARAMETERS = ("threshold", "leak", "synaptic", "refractory")
-_KEYS = ("name", "membrane", "spike", *PARAMETERS, "reset")
+LAYER_FIELDS = ("name", "membrane", "spike", *PARAMETERS, "reset")
 
 
-def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer]:
+def mapped_layers(model: Model, rows: Sequence[Fields]) -> list[SpikingLayer]:
     """Return the layers of a mapping; ModelError for a key or a tensor that does not exist, with the closest."""
     if not rows:
         return []
@@ -40,24 +40,16 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
     known = {a.target.id: a for a in activations(model)}
     out = []
     for row in rows:
-        if not isinstance(row, Mapping) or "name" not in row or "spike" not in row:
-            raise ModelError(f"a layer of the mapping needs name and spike; given {str(row)[:80]!r}")
-        for key in row:
-            if key not in _KEYS:
-                raise ModelError(f"the mapping of {row['name']!r} has the key {key!r}{closest(str(key), _KEYS)}")
-        spikes, membranes = (_tensors(row, key, known) for key in ("spike", "membrane"))
-        if membranes and len(membranes) != len(spikes):
-            raise ModelError(
-                f"the mapping of {row['name']!r} names {len(membranes)} membranes and {len(spikes)} spikes; "
-                f"a step has one of each"
-            )
+        name, spikes, membranes = row.text("name", "a name"), _tensors(row, "spike", known), []
+        if "membrane" in row:
+            membranes = _tensors(row, "membrane", known)
+            if len(membranes) != len(spikes):
+                raise row.fail(f"{len(membranes)} membranes and {len(spikes)} spikes; a step has one of each")
         path = spikes[0].path
         if any(a.path != path for a in (*spikes, *membranes)):
-            raise ModelError(f"the mapping of {row['name']!r} names tensors of several graphs; a layer lies in one")
+            raise row.fail("it names tensors of several graphs; a layer lies in one")
         pattern = cones[path]
-        reset = str(row.get("reset", "none"))
-        if reset not in ("subtract", "zero", "none"):
-            raise ModelError(f"the mapping of {row['name']!r} has the reset {reset!r}; give subtract, zero or none")
+        reset = row.one_of("reset", ("subtract", "zero", "none"), "none")
         potentials = [a.name for a in membranes] or [""] * len(spikes)
         steps = tuple(Step(m, s.name, _read(pattern, m)) for m, s in zip(potentials, spikes, strict=True))
         variables = tuple(_variable(model, pattern, row, key) for key in PARAMETERS if key in row)
@@ -65,7 +57,7 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
         shape = tuple(n for n in (dims[1:] if len(dims) > 1 else dims) if isinstance(n, int))
         out.append(
             SpikingLayer(
-                str(row["name"]), "mapped", path, shape if spikes[0].shape_known and dims else None, steps,
+                name, "mapped", path, shape if spikes[0].shape_known and dims else None, steps,
                 None if path in loops else len(steps), variables, reset, loops.get(path, ""),
             )
         )  # fmt: skip
@@ -77,36 +69,29 @@ def _read(pattern: PatternGraph, membrane: str) -> tuple[Use, ...]:
     return tuple(use for use in pattern.users.get(text(membrane), []) if membrane and use.input >= 0)
 
 
-def _tensors(row: Mapping[str, Any], key: str, known: Mapping[str, Activation]) -> list[Activation]:
-    given = row.get(key, [])
-    names = [given] if isinstance(given, str) else list(given)
+def _tensors(row: Fields, field: str, known: Mapping[str, Activation]) -> list[Activation]:
+    names = row.texts(field, "a tensor, or a list of them", alone=True)
     for name in names:
         if name not in known:
-            raise ModelError(
-                f"the mapping of {row['name']!r} names the {key} {name!r}, which is not in this model"
-                f"{closest(str(name), known)}"
-            )
+            raise row.fail(f"{field} {name!r}, which is not in this model{closest(name, known)}")
     return [known[name] for name in names]
 
 
-def _variable(model: Model, pattern: PatternGraph, row: Mapping[str, Any], key: str) -> Variable:
-    names = [row[key]] if isinstance(row[key], str) else list(row[key])
-    stored = [t.id for t in model.targets]
+def _variable(model: Model, pattern: PatternGraph, row: Fields, field: str) -> Variable:
+    names, stored = row.texts(field, "a stored tensor, or a list of them", alone=True), [t.id for t in model.targets]
     uses: list[Use] = []
     value = None
     for name in names:
-        value = pattern.constant(str(name).rpartition("::")[2])
+        own = name.rpartition("::")[2]
+        value = pattern.constant(own)
         if value is None:
-            raise ModelError(
-                f"the mapping of {row['name']!r} names the {key} {name!r}, which is not a stored tensor of this model"
-                f"{closest(str(name), stored)}"
-            )
-        uses += [u for u in pattern.users.get(text(str(name).rpartition("::")[2]), []) if u.input >= 0]
+            raise row.fail(f"{field} {name!r}, which is not a stored tensor of this model{closest(name, stored)}")
+        uses += [u for u in pattern.users.get(text(own), []) if u.input >= 0]
     assert value is not None
-    return Variable(key, value, tuple(map(str, names)), tuple(uses))
+    return Variable(field, value, names, tuple(uses))
 
 
-def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> SpikingLayers:
+def spiking_layers(model: Model, mapping: Sequence[Fields] = ()) -> SpikingLayers:
     """Return the layers of a mapping, and the detected ones; ModelError if there is none.
 
     >>> from onnxfi.graph.model.loading import load

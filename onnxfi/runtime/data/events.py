@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import csv
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import DataError, closest
+from onnxfi.description import read_text
+from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data, layout
 from onnxfi.runtime.engine.ports import Array, Port, element_type, one_line
 
@@ -88,39 +89,18 @@ def holds_events(root: Path) -> bool:
 
 
 def read_binning(path: Path) -> Binning:
-    """Read the description of a folder of recordings; DataError names the file and the key."""
-    from onnxfi.runtime.data.untrusted_yaml import load_yaml
+    """Read the description of a folder of recordings; DataError names the file and the field."""
+    from onnxfi.runtime.data.untrusted_yaml import load_fields
 
-    given = load_yaml(path, "events", DataError)
-    if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
-        raise DataError(f"{str(path)!r} is not a description of events of version 1; an example: {_EXAMPLE}")
-    for key, value in given.items():
-        if key not in _ALLOWED:
-            raise DataError(f"{str(path)!r} has the unknown key {str(key)[:60]!r}{closest(str(key)[:60], _ALLOWED)}")
-        fits, allowed = _ALLOWED[key]
-        if not fits(value):
-            raise DataError(f"{str(path)!r}: {key} is {one_line(value, limit=80)!r}; it takes {allowed}")
-    for key in ("sensor", "step_us"):
-        if key not in given:
-            raise DataError(f"{str(path)!r} lacks {key}; an example: {_EXAMPLE}")
-    return Binning(**{**given, "sensor": tuple(given["sensor"])})
-
-
-def _whole(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _is_sensor(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_whole(n, 1 << 13) for n in value)
-
-
-_ALLOWED: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "sensor": (_is_sensor, "[height, width]"),
-    "step_us": (lambda value: _whole(value, 1 << 32), "microseconds, a whole number"),
-    "steps": (lambda value: _whole(value, 1 << 20), "a whole number of steps"),
-    "values": (lambda value: value in ("counts", "binary"), "counts or binary"),
-    "input": (lambda value: isinstance(value, str), "the name of an input"),
-}
+    given = load_fields(path, "description of events", ("version", *(one.name for one in fields(Binning))), DataError)
+    high, wide = given.wholes("sensor", 1, 1 << 13, range(2, 3))
+    return Binning(
+        (high, wide),
+        given.whole("step_us", 1, 1 << 32),
+        given.whole("steps", 1, 1 << 20, default=None),
+        given.one_of("values", ("counts", "binary"), "counts"),
+        given.text("input", "the name of an input", default=None),
+    )
 
 
 def read_nmnist(path: Path) -> Iterator[Events]:
@@ -213,10 +193,9 @@ def read_gestures(path: Path, recording: Path) -> list[Recording]:
 
     Classes count from 1 in the table, labels from 0.
     """
-    with _opened(path) as file:
-        text = file.read(_LARGEST_TABLE + 1)
+    text = read_text(path, _LARGEST_TABLE, DataError)
     try:
-        head, *rows = csv.reader(text.decode("utf-8-sig").splitlines()) if len(text) <= _LARGEST_TABLE else [[]]
+        head, *rows = csv.reader(text.splitlines()) if text else [[]]
         if [name.strip() for name in head] != ["class", "startTime_usec", "endTime_usec"]:
             raise ValueError("its first line is not class,startTime_usec,endTime_usec")
         found = []

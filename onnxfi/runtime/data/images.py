@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.description import read_text
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.data.preprocess import Preprocess, read_preprocess
 from onnxfi.runtime.engine.ports import Array, Port, element_type, fits, one_line, shape_text
@@ -25,7 +26,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: Pixels of an image as it lies or resized, and as the model gets it; bytes of a batch.
 _MOST_PIXELS, _MOST_FINAL, _MOST_BYTES = 1 << 26, 1 << 24, 1 << 31
 #: Files of a folder that are no images: how they are read, and the names of the model's classes, a line each.
-_DESCRIPTION, _CLASSES = "preprocess.yaml", "classes.txt"
+_DESCRIPTION, _CLASSES, _LARGEST_LIST = "preprocess.yaml", "classes.txt", 1 << 20
 _NUMBERED = re.compile(r"(\D*)(\d{1,9})(\D*)", re.ASCII)
 
 
@@ -109,12 +110,7 @@ def open_folder(
 
 def _listed_classes(file: Path) -> tuple[str, ...]:
     """Return the names of the model's classes, a line each."""
-    from onnxfi.runtime.data.untrusted_yaml import read_text
-
-    try:
-        lines = read_text(file, "list of classes", DataError).decode().splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{str(file)!r} is no text in UTF-8; write the name of a class on each line") from None
+    lines = read_text(file, _LARGEST_LIST, DataError).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxfi.description import read_text
 from onnxfi.errors import DataError, closest
-from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.images import Frame, ImageFolder, open_image
 from onnxfi.runtime.data.labels import VOID, Labels, checked
 from onnxfi.runtime.data.npz import memory_bytes, read_npy, read_npz
@@ -90,19 +90,13 @@ def _array(path: Path, samples: Samples, name: str) -> Array:
 
 
 def _read(path: Path) -> str:
-    try:
-        held = read_bounded(path, _LARGEST_FILE)
-        if held is None:
-            raise DataError(f"{str(path)!r} has more than {_LARGEST_FILE:,} bytes; give the labels as .npz")
-        return held.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as text: {one_line(error)}") from None
+    return read_text(path, _LARGEST_FILE, DataError).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _texts(path: Path, samples: Samples, name: str) -> Array:
     """Return a line per sample, or for image files the text after a file's name and a tab."""
     lines = _read(path).split("\n")
-    lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    lines = lines[:-1] if lines[-1] == "" else lines
     if samples.names is not None and lines and all("\t" in line for line in lines):
         rows = [line.split("\t", 1) for line in lines]
         by_file = _by_file([(file, text) for file, text in rows], samples.names, path)

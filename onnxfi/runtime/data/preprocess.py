@@ -7,17 +7,16 @@ docs/how-to/data.md describes all for users.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from onnxfi.description import Fields, is_number
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.engine.ports import Port, one_line
 
-_LARGEST_NUMBER = sys.float_info.max
 #: Pixels of a side where neither a description nor the model says how many.
 _SIDE = 224
 _EXAMPLE = "version: 1 / resize: 256 / crop: 224 / mean: [0.485, 0.456, 0.406] / std: [0.229, 0.224, 0.225]"
@@ -61,6 +60,9 @@ class Preprocess:
         return 1 if self.color == "gray" else 3
 
 
+_FIELDS = tuple(one.name for one in fields(Preprocess))
+
+
 def read_preprocess(path: Path, inputs: tuple[Port, ...] = ()) -> Preprocess:
     """Read a description for a model with these inputs; `DataError` names the file and the key.
 
@@ -73,45 +75,46 @@ def read_preprocess(path: Path, inputs: tuple[Port, ...] = ()) -> Preprocess:
 
     if not path.is_file():
         if str(path) in PRESETS:
-            return _made({"preset": str(path)}, path, inputs)
+            return _made(Fields({"preset": str(path)}, str(path), DataError), path, inputs)
         near = closest(str(path), PRESETS) if str(path) == path.stem else ""
         raise DataError(
             f"no preprocessing at {str(path)!r}{near}: write one, name it, or give a preset with --preprocess "
             f"({', '.join(PRESETS)}); an example: {_EXAMPLE}"
         )
-    given = load_yaml(path, "preprocessing", DataError)
+    given, where = load_yaml(path, "preprocessing", DataError), f"preprocessing {str(path)!r}"
     if isinstance(given, dict) and path.suffix.lower() == ".json":
-        return _made(_of_config(given, path), path, inputs)
-    if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
-        raise DataError(f"{str(path)!r} is not a preprocessing of version 1; an example: {_EXAMPLE}")
-    return _made(given, path, inputs)
+        return _made(Fields(_of_config(given, path), where, DataError), path, inputs)
+    return _made(Fields.of(given, ("version", "preset", *_FIELDS), where, DataError, version=1), path, inputs)
 
 
-def _made(given: dict[Any, Any], path: Path, inputs: tuple[Port, ...]) -> Preprocess:
-    """Return the description of given keys, with those of the preset that they name below them."""
-    preset = given.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        name = one_line(preset, limit=60)
-        raise DataError(f"{str(path)!r}: no preset {name!r}{closest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+def _made(given: Fields, path: Path, inputs: tuple[Port, ...]) -> Preprocess:
+    """Return the description of given fields, with those of the preset that they name below them."""
+    preset = given.one_of("preset", PRESETS, default=None)
     if preset is not None:
-        given = {**PRESETS[preset], **given}
-    known = [one.name for one in fields(Preprocess)]
-    values = {}
-    for key, value in given.items():
-        if key not in known:
-            name = str(key)[:60]
-            raise DataError(f"{str(path)!r} has the unknown key {name!r}{closest(name, [*known, 'preset'])}")
-        try:
-            values[key] = _FIELD[key](value)
-        except ValueError as error:
-            raise DataError(f"{str(path)!r}: {key} is {one_line(value, limit=80)!r}; it takes {error}") from error
-    made = Preprocess(**values)
+        given = replace(given, values={**PRESETS[preset], **given.values})
+    crop = given.take("crop", _is_size, "pixels of a square, or [height, width]", None)
+    resize = given.take("resize", _is_size, "pixels of the shorter side, or [height, width]", None)
+    made = Preprocess(
+        input=given.text("input", "a name", default=None),
+        classes=given.texts("classes", "a list of folder names", ()),
+        color=given.one_of("color", ("rgb", "bgr", "gray"), "rgb"),
+        resize=(resize[0], resize[1]) if isinstance(resize, list) else resize,
+        interpolation=given.one_of("interpolation", INTERPOLATIONS, "bilinear"),
+        crop=crop and ((crop[0], crop[1]) if isinstance(crop, list) else (crop, crop)),
+        crop_pct=given.take(
+            "crop_pct", lambda value: is_number(value, 0, 1) and value, "a number above 0, at most 1", None
+        ),
+        scale=given.take("scale", is_number, "a number", None),
+        mean=_numbers(given, "mean", is_number, "a number for each channel, or one"),
+        std=_numbers(given, "std", lambda value: is_number(value) and value > 0, "numbers above 0"),
+        layout=given.one_of("layout", ("nchw", "nhwc"), "nchw"),
+    )
     for key, numbers in (("mean", made.mean), ("std", made.std)):
         if len(numbers) not in (0, 1, made.channels):
-            raise DataError(f"{str(path)!r}: {key} has {len(numbers)} numbers for {made.channels} channels")
+            raise given.fail(f"{key} has {len(numbers)} numbers for {made.channels} channels")
     if preset is None and made.crop_pct is None and path.suffix.lower() != ".json":
         return made
-    return _sized(made, inputs, layout_given="layout" in values)
+    return _sized(made, inputs, layout_given="layout" in given)
 
 
 def _sized(made: Preprocess, inputs: tuple[Port, ...], *, layout_given: bool) -> Preprocess:
@@ -182,81 +185,11 @@ def _of_transformers(given: dict[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a name")
-    return value
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(isinstance(side, int) and is_number(side, 1, 1 << 16) for side in sides)
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError("a list of folder names")
-    return tuple(value)
-
-
-def _one_of(*allowed: str) -> Any:
-    def read(value: object) -> object:
-        if value not in allowed:
-            raise ValueError(" or ".join(allowed))
-        return value
-
-    return read
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 16
-
-
-def _resize(value: Any) -> int | tuple[int, int]:
-    if _is_size(value):
-        return int(value)
-    if isinstance(value, list) and len(value) == 2 and all(map(_is_size, value)):
-        return value[0], value[1]
-    raise ValueError("pixels of the shorter side, or [height, width]")
-
-
-def _crop(value: Any) -> tuple[int, int]:
-    try:
-        size = _resize(value)
-    except ValueError:
-        raise ValueError("pixels of a square, or [height, width]") from None
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST_NUMBER:
-        raise ValueError("a number")
-    return float(value)
-
-
-def _numbers(value: object) -> tuple[float, ...]:
-    return tuple(map(_number, value if isinstance(value, list) else [value]))
-
-
-def _positive(value: object) -> tuple[float, ...]:
-    numbers = _numbers(value)
-    if min(numbers, default=0.0) <= 0:
-        raise ValueError("numbers above 0")
-    return numbers
-
-
-def _share(value: object) -> float:
-    number = _number(value)
-    if not 0 < number <= 1:
-        raise ValueError("a number above 0, at most 1")
-    return number
-
-
-_FIELD = {
-    "input": _text,
-    "classes": _texts,
-    "color": _one_of("rgb", "bgr", "gray"),
-    "resize": _resize,
-    "crop": _crop,
-    "interpolation": _one_of(*INTERPOLATIONS),
-    "crop_pct": _share,
-    "scale": _number,
-    "mean": _numbers,
-    "std": _positive,
-    "layout": _one_of("nchw", "nhwc"),
-}
+def _numbers(given: Fields, name: str, fits: Callable[[Any], bool], allowed: str) -> tuple[float, ...]:
+    listed = given.take(name, lambda value: all(map(fits, value if isinstance(value, list) else [value])), allowed, [])
+    return tuple(map(float, listed if isinstance(listed, list) else [listed]))

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.description import read_text
 from onnxfi.errors import DataError
-from onnxfi.extensions import library
-from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.decoder_inputs import TOKENS
 from onnxfi.runtime.data.in_memory import LABELS
 from onnxfi.runtime.data.labels import NOT_SCORED
+from onnxfi.runtime.data.tokenizer import Tokenizer
 from onnxfi.runtime.engine.ports import Array, Port, element_type, one_line
 
 #: The endings of files of texts and of items.
@@ -50,25 +50,12 @@ class TextWindows:
     @classmethod
     def read(cls, file: Path) -> TextWindows:
         """Read a YAML file; DataError names it and the key."""
-        from onnxfi.runtime.data.untrusted_yaml import load_yaml  # most data has no such file
+        from onnxfi.runtime.data.untrusted_yaml import load_fields  # most data has no such file
 
-        given = load_yaml(file, "text preprocessing", DataError)
-        if not isinstance(given, dict) or given.get("version") != 1:
-            raise DataError(f"{str(file)!r} is not a text preprocessing of version 1; an example: {_EXAMPLE}")
-        known = ("version", "tokenizer", "window", "stride")
-        if wrong := [str(key) for key in given if key not in known]:
-            raise DataError(f"{str(file)!r}: no key {wrong[0]!r:.60}; it takes {', '.join(known)}")
-        name = given.get("tokenizer", "tokenizer.json")
-        if not isinstance(name, str):
-            raise DataError(f"{str(file)!r}: tokenizer is a {type(name).__name__}; give the name of a file beside it")
-        window = given.get("window")
-        stride = given.get("stride", window)
-        for key, value, most in (("window", window, _LONGEST_WINDOW), ("stride", stride, window)):
-            least = 2 if key == "window" else 1
-            if type(value) is not int or not least <= value <= (most or least):
-                limit = f"{least} to {most:,}" if isinstance(most, int) else f"{least} or more"
-                raise DataError(f"{str(file)!r}: {key} is {value!r:.60}; give {limit} tokens")
-        return cls(file.parent / name, window, stride)  # type: ignore[arg-type]
+        given = load_fields(file, "text preprocessing", ("version", "tokenizer", "window", "stride"), DataError)
+        window = given.whole("window", 2, _LONGEST_WINDOW)
+        name = given.text("tokenizer", "the name of a file beside it", "tokenizer.json")
+        return cls(file.parent / name, window, given.whole("stride", 1, window, default=window))
 
 
 def holds_texts(path: Path) -> bool:
@@ -105,12 +92,12 @@ def read_texts(path: Path, ports: Sequence[Port], preprocess: Path | None, limit
     if not place.is_file():
         raise DataError(f"no text preprocessing at {str(place)!r}: write one, or name it; an example: {_EXAMPLE}")
     how = TextWindows.read(place)
-    encode = _encoder(how.tokenizer)
+    encode = Tokenizer(str(how.tokenizer), plain=True).tokens
     port = next((port for port in ports if port.name == TOKENS), None)
     if port is None:
         listed = ", ".join(str(port) for port in ports)
         raise DataError(f"texts are fed to an input {TOKENS!r}, and the model takes {listed}; give tokens as an .npz")
-    text = _text(path)
+    text = read_text(path, _LARGEST_FILE, DataError)
     if path.suffix.lower() == ITEMS:
         found = _of_items(text, path, how, encode, limit)
         masked = any(port.name == "attention_mask" for port in ports)
@@ -138,38 +125,6 @@ def windows(tokens: NDArray[np.int64], how: TextWindows, limit: int | None, what
     labels[0, 0] = NOT_SCORED
     labels[1:, : max(1, how.window - how.stride)] = NOT_SCORED
     return {TOKENS: ids, LABELS: labels}
-
-
-def _encoder(file: Path) -> Any:
-    """Return the function that gives the tokens of a text."""
-    if not file.is_file():
-        raise DataError(f"no tokenizer at {str(file)!r}; the text preprocessing names it, as tokenizer: FILE.json")
-    kind = library("tokenizers", "tokenizers").Tokenizer
-    try:
-        read = kind.from_file(str(file))
-    except Exception as error:
-        raise DataError(f"tokenizer {str(file)!r} cannot be read: {one_line(error)}") from None
-    read.no_truncation()
-    read.no_padding()
-
-    def encode(text: str, special: bool = False) -> list[int]:
-        try:
-            found: list[int] = read.encode(text, add_special_tokens=special).ids
-        except Exception as error:
-            raise DataError(f"tokenizer {str(file)!r} does not take this text: {one_line(error)}") from None
-        return found
-
-    return encode
-
-
-def _text(path: Path) -> str:
-    try:
-        held = read_bounded(path, _LARGEST_FILE)
-        if held is None:
-            raise DataError(f"{str(path)!r} has more than {_LARGEST_FILE:,} bytes; give a part of it")
-        return held.decode()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {one_line(error)}; texts are UTF-8") from None
 
 
 def _of_items(text: str, path: Path, how: TextWindows, encode: Any, limit: int | None) -> dict[str, Array]:

@@ -8,13 +8,14 @@ is the text that it is written as; `1e-3` is a number, as in YAML 1.2.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from onnxfi.description import Fields, read_bytes
 from onnxfi.errors import InputError
-from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.numbers import vanishes
 
 LARGEST_FILE = 1 << 20
@@ -54,7 +55,14 @@ def load_yaml(path: str | Path, what: str, error: type[InputError] = InputError)
     ...     load_yaml(file, "preprocessing")
     {'scale': 0.001, 'date': '2001-02-03', 'size': [4, 5], 'also': [4, 5]}
     """
-    return parse_yaml(read_text(path, what, error), str(path), what, error)
+    return parse_yaml(read_bytes(path, LARGEST_FILE, error), str(path), what, error)
+
+
+def load_fields(
+    path: str | Path, what: str, known: Collection[str], error: type[InputError] = InputError, *, version: int = 1
+) -> Fields:
+    """Return the fields of a YAML file of this version; see `load_yaml`."""
+    return Fields.of(load_yaml(path, what, error), known, f"{what} {str(path)!r}", error, version=version)
 
 
 def parse_yaml(text: bytes, file: str, what: str, error: type[InputError] = InputError) -> Any:
@@ -68,17 +76,6 @@ def parse_yaml(text: bytes, file: str, what: str, error: type[InputError] = Inpu
         return None if root is None else _values(root)
     except ValueError as why:
         raise error(f"{file!r} is not a readable YAML file: {why}") from None
-
-
-def read_text(path: str | Path, what: str, error: type[InputError] = InputError) -> bytes:
-    """Return the bytes of a file of at most 1 MB."""
-    try:
-        text = read_bounded(path, LARGEST_FILE)
-    except (OSError, ValueError) as why:
-        raise error(f"cannot read {str(path)!r}: {getattr(why, 'strerror', None) or why}") from None
-    if text is None:
-        raise error(f"{path} has more than {LARGEST_FILE:,} bytes; a {what} is a page")
-    return text
 
 
 def compose_yaml(text: bytes, file: str, what: str, error: type[InputError] = InputError) -> yaml.Node | None:

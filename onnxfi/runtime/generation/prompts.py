@@ -6,63 +6,22 @@ An encoder that takes numbers, as those of speech, has them by their own name in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxfi.errors import DataError, InputError
-from onnxfi.extensions import library
-from onnxfi.graph.model.byte_source import read_bounded
+from onnxfi.description import read_text
+from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.open_data import open_data
-from onnxfi.runtime.engine.ports import Port, one_line
+from onnxfi.runtime.data.tokenizer import Tokenizer
+from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.generation.decoder_stages import PROMPTS
 from onnxfi.runtime.generation.greedy_loop import NO_TOKEN
 
-_LARGEST_TEXT, _LARGEST_TOKENIZER, _MOST_PROMPTS, _LONGEST_PROMPT = 1 << 26, 1 << 28, 1 << 16, 1 << 16
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """A tokenizer of Hugging Face, from its file ``tokenizer.json``.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or is no tokenizer, or `tokenizers` is not installed.
-    """
-
-    file: str
-
-    @cached_property
-    def _found(self) -> Any:
-        made = library("tokenizers", "tokenizers").Tokenizer
-        try:
-            held = read_bounded(self.file, _LARGEST_TOKENIZER)
-        except OSError as error:
-            raise InputError(f"tokenizer {self.file[:200]!r} cannot be read: {error.strerror}") from None
-        if held is None:
-            raise InputError(f"tokenizer {self.file[:200]!r} has more than {_LARGEST_TOKENIZER:,} bytes")
-        try:
-            return made.from_buffer(held)
-        except Exception as error:  # its errors are plain Exceptions
-            raise InputError(f"tokenizer {self.file[:200]!r} is no tokenizer.json: {one_line(error)}") from None
-
-    @property
-    def size(self) -> int:
-        """The number of tokens that it knows."""
-        return int(self._found.get_vocab_size())
-
-    def tokens(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
-        return list(self._found.encode(text).ids)
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return str(self._found.decode([token for token in tokens if token >= 0]))
+_LARGEST_TEXT, _MOST_PROMPTS, _LONGEST_PROMPT = 1 << 26, 1 << 16, 1 << 16
 
 
 def open_prompts(spec: Any, inputs: Sequence[Port], *, tokenizer: Tokenizer | None = None, **how: Any) -> Data:
@@ -117,15 +76,7 @@ def open_prompts(spec: Any, inputs: Sequence[Port], *, tokenizer: Tokenizer | No
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        held = read_bounded(path, _LARGEST_TEXT)
-        if held is None:
-            raise DataError(f"{str(path)!r} has more than {_LARGEST_TEXT:,} bytes; give a part of it")
-        lines = held.decode().splitlines()
-    except OSError as error:
-        raise DataError(f"no prompts at {str(path)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{str(path)!r} is no text in UTF-8") from None
+    lines = read_text(path, _LARGEST_TEXT, DataError).splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     if not 1 <= len(lines) <= _MOST_PROMPTS:

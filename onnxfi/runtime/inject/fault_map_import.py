@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxfi.errors import DataError
+from onnxfi.description import Fields, read_text
+from onnxfi.errors import DataError, FaultError
 from onnxfi.faults.hardware.fault_map_file import FILE, map_row, parse_map
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.runtime.data.npz import read_npz
@@ -79,7 +81,7 @@ def import_fault_map(
     at = columns["at"]
     bounds = ends or ((min(at), max(at)) if at else (np.inf, -np.inf))
     made = map_row(axis, size_bits, (float(bounds[0]), float(bounds[1])), instances, origin or place.name)
-    parse_map(made, str(place))  # refuses what cannot be read again
+    parse_map(Fields(made, f"fault map {str(place)!r}", FaultError))  # refuses what cannot be read again
     text = json.dumps(made, allow_nan=False).encode()
     if len(text) > FILE.max_bytes:
         raise DataError(f"{str(place)!r} holds more cells than a map of {FILE.max_bytes:,} bytes; leave cells out")
@@ -90,16 +92,11 @@ def import_fault_map(
 
 
 def _csv(place: Path) -> dict[str, list[Any]]:
+    rows = csv.reader(io.StringIO(read_text(place, _MAX_BYTES, DataError), newline=""), strict=True)
     try:
-        if place.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{str(place)!r} is larger than {_MAX_BYTES:,} bytes")
-        with place.open(newline="", encoding="utf-8") as stream:
-            rows = csv.reader(stream, strict=True)
-            head = [name.strip() for name in next(rows, [])]
-            lines = [row for row in rows if row]
-    except OSError as error:
-        raise DataError(f"cannot read {str(place)!r}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+        head = [name.strip() for name in next(rows, [])]
+        lines = [row for row in rows if row]
+    except csv.Error as error:
         raise DataError(f"{str(place)!r} is no CSV file: {str(error)[:80]}") from None
     _check_names(head, place)
     found: dict[str, list[Any]] = {name: [] for name in head}

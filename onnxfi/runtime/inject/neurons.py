@@ -7,19 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.errors import InputError, ModelError
+from onnxfi.description import Fields
+from onnxfi.errors import ModelError
 from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.passes.expose_neurons import ExposeNeurons
 from onnxfi.graph.passes.expose_reads import ExposeReads
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
-from onnxfi.graph.spiking.neuron_mapping import spiking_layers
+from onnxfi.graph.spiking.neuron_mapping import LAYER_FIELDS, spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
 from onnxfi.graph.write.model_file import save_model
 
 if TYPE_CHECKING:
     import onnx
+
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,14 @@ class ExposedNeurons:
         return self.proto.SerializeToString(deterministic=True)
 
 
-def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
+def read_mapping(path: str | Path) -> tuple[Fields, ...]:
     """Return the layers of a mapping file (YAML, docs/how-to/spiking.md); InputError for another file."""
     from onnxfi.runtime.data.untrusted_yaml import load_yaml
 
     given = load_yaml(path, "mapping")
-    layers = given.get("layers") if isinstance(given, dict) else None
-    if not isinstance(layers, list) or not layers or set(given) - {"layers", "version"}:
-        raise InputError(f"the mapping {str(path)!r} needs a list `layers:`, and nothing else but `version: 1`")
-    if given.get("version", 1) != 1:
-        raise InputError(f"the mapping {str(path)!r} has version {given['version']!r}; this onnxfi knows 1")
-    return layers
+    given = {"version": 1, **given} if isinstance(given, dict) else given
+    whole = Fields.of(given, ("version", "layers"), f"mapping {str(path)!r}", version=1)
+    return whole.each("layers", LAYER_FIELDS, _MOST_LAYERS, "layer")
 
 
 def expose_neurons(

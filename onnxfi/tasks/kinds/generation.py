@@ -31,10 +31,11 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
+from onnxfi.runtime.data.tokenizer import Tokenizer
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.generation.generation_engine import SCORE, TOKENS, GenerationEngine
 from onnxfi.runtime.generation.greedy_loop import NO_TOKEN, LoopSettings
-from onnxfi.runtime.generation.prompts import Tokenizer, open_prompts
+from onnxfi.runtime.generation.prompts import open_prompts
 from onnxfi.tasks.answers import AnswerPair, Flags, Floats, share
 from onnxfi.tasks.task import Metric, ModelOutputs, Task, labels_misfit
 

@@ -23,19 +23,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.description import read_text
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
-from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
-from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text
+from onnxfi.runtime.data.tokenizer import Tokenizer
+from onnxfi.runtime.engine.ports import Array, Port, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.class_scores import only_output
 from onnxfi.tasks.task import Metric, ModelOutputs, Task, labels_misfit
@@ -319,13 +319,7 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: Charset | Tok
 
 def _lines(file: str, what: str) -> list[str]:
     """Return the lines of a file of characters or tokens."""
-    try:
-        held = read_bounded(file, _LARGEST_FILE)
-        if held is None:
-            raise InputError(f"{what} {file!r} has more than {_LARGEST_FILE:,} bytes")
-        lines = held.decode().split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {file[:200]!r} cannot be read: {one_line(error)}") from None
+    lines = read_text(file, _LARGEST_FILE).split("\n")
     lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     if not 1 <= len(lines) <= _MOST_LINES:
         raise InputError(f"{what} {file!r} has {len(lines):,} lines; give 1 to {_MOST_LINES:,}")
@@ -336,17 +330,4 @@ def _joining(file: str) -> Callable[[Sequence[int]], str]:
     """Return the function that makes text of tokens."""
     if not file.endswith(".json"):
         return partial(joined_words, _lines(file, "tokenizer"))
-    if not Path(file).is_file():
-        raise InputError(f"tokenizer {file[:200]!r} cannot be read: no such file")
-    try:
-        found = library("tokenizers", "tokenizers").Tokenizer.from_file(file)
-    except InputError:
-        raise
-    except Exception as error:  # its errors are plain Exceptions
-        raise InputError(f"tokenizer {file!r} is no tokenizer.json: {one_line(error)}") from None
-    return partial(_decoded, found)
-
-
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode([token for token in tokens if token >= 0])
-    return text
+    return Tokenizer(file).opened().text

@@ -194,7 +194,7 @@ def test_a_coco_file_that_is_none(change: Callable[[dict[str, Any]], Any], says:
     ("name", "content", "says"),
     [
         ("c.json", b"[" * 100_000, "is no COCO JSON"),
-        ("t.txt", b"\xff\xfe\x00", "cannot be read as text"),
+        ("t.txt", b"\xff\xfe\x00", "is no text in UTF-8"),
         ("t.csv", b"a\n", "holds no rows of numbers"),
         ("t.csv", b"1,2\n3\n", "row 2 holds no 2 numbers: '3'"),
         ("t.csv", b"f.png,2\n", "names files, and the samples are none"),

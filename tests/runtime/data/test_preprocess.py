@@ -124,9 +124,13 @@ def test_the_file_of_transformers(
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("p.yaml", "version: 1\npreset: imagnet", "no preset 'imagnet'; closest: 'imagenet'"),
-        ("p.yaml", "version: 1\ncrop_pct: 2", "crop_pct is '2'; it takes a number above 0, at most 1"),
-        ("p.yaml", "version: 1\ninterpolation: spline", "it takes bilinear or bicubic or lanczos"),
+        ("p.yaml", "version: 1\npreset: imagnet", "unknown preset 'imagnet'; closest: 'imagenet'"),
+        ("p.yaml", "version: 1\ncrop_pct: 2", "crop_pct is 2; it takes a number above 0, at most 1"),
+        (
+            "p.yaml",
+            "version: 1\ninterpolation: spline",
+            "unknown interpolation 'spline'; closest: 'bilinear'",
+        ),
         ("config.json", '{"a": 1}', "says nothing of images; give timm's config.json"),
         ("config.json", '{"input_size": 3}', "input_size 3 and crop_mode 'center' are not known"),
         ("config.json", "[1", "is not a readable YAML file"),

@@ -102,16 +102,16 @@ def test_items_that_are_none_are_refused(line: str, why: str, folder: Path) -> N
 @pytest.mark.parametrize(
     ("yaml", "why"),
     [
-        ("version: 2\nwindow: 4\n", "no text preprocessing of version 1|is not a text preprocessing of version 1"),
-        ("version: 1\n", "window is None; give 2 to"),
-        ("version: 1\nwindow: 1\n", "window is 1; give 2 to"),
+        ("version: 2\nwindow: 4\n", "version 2; this onnxfi reads version 1"),
+        ("version: 1\n", "window is missing"),
+        ("version: 1\nwindow: 1\n", "window is 1; it takes a whole number from 2 to"),
         ("version: 1\nwindow: true\n", "window is True"),
-        ("version: 1\nwindow: 4\nstride: 5\n", "stride is 5; give 1 to 4 tokens"),
-        ("version: 1\nwindow: 4\nstep: 5\n", "no key 'step'; it takes version, tokenizer, window, stride"),
-        ("version: 1\nwindow: 4\ntokenizer: [a]\n", "tokenizer is a list; give the name of a file"),
-        ("version: 1\nwindow: 4\ntokenizer: no.json\n", "no tokenizer at '.*no.json'"),
-        ("version: 1\nwindow: 4\ntokenizer: text.yaml\n", "tokenizer '.*text.yaml' cannot be read"),
-        ("- 1\n", "is not a text preprocessing"),
+        ("version: 1\nwindow: 4\nstride: 5\n", "stride is 5; it takes a whole number from 1 to 4"),
+        ("version: 1\nwindow: 4\nstep: 5\n", "unknown field 'step'"),
+        ("version: 1\nwindow: 4\ntokenizer: [a]\n", r"tokenizer is \['a'\]; it takes the name of a file"),
+        ("version: 1\nwindow: 4\ntokenizer: no.json\n", "cannot read '.*no.json'"),
+        ("version: 1\nwindow: 4\ntokenizer: text.yaml\n", "tokenizer '.*text.yaml' is no tokenizer.json"),
+        ("- 1\n", "holds no fields; it takes version, tokenizer"),
     ],
 )
 def test_preprocessing_that_does_not_fit_is_refused(yaml: str, why: str, folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_texts_that_cannot_be_read_are_refused(folder: Path) -> None:
             open_data(folder / name, ports)
 
     refused("a.txt", b"ab", "has 2 tokens, fewer than a window of 4; set a smaller one")
-    refused("a.txt", b"\xff\xfe", "texts are UTF-8")
+    refused("a.txt", b"\xff\xfe", "is no text in UTF-8")
     refused(
         "a.txt",
         b"abcabc",

@@ -64,12 +64,12 @@ def test_neurons_are_described_before_and_after(model: Model) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("- a", "needs a list `layers:`, and nothing else but `version: 1`"),
-        ("version: 1", "needs a list `layers:`"),
-        ("layers: {}", "needs a list `layers:`"),
-        ("layers: []", "needs a list `layers:`"),
-        ("layers: [{}]\nother: 1", "needs a list `layers:`"),
-        ("version: 2\nlayers: [{}]", "has version 2; this onnxfi knows 1"),
+        ("- a", "holds no fields; it takes version, layers"),
+        ("version: 1", "layers is missing"),
+        ("layers: {}", "layers is {}; it takes a list"),
+        ("layers: []", r"layers is \[\]; it takes a list"),
+        ("layers: [{}]\nother: 1", "unknown field 'other'"),
+        ("version: 2\nlayers: [{}]", "version 2; this onnxfi reads version 1"),
     ],
 )
 def test_mappings_of_another_form_are_refused(text: str, says: str, tmp_path: Path) -> None:
@@ -80,7 +80,8 @@ def test_mappings_of_another_form_are_refused(text: str, says: str, tmp_path: Pa
 
 def test_a_mapping_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "n.yaml").write_text("version: 1\nlayers:\n  - name: lif1\n    spike: [s]\n")
-    assert read_mapping(tmp_path / "n.yaml") == [{"name": "lif1", "spike": ["s"]}]
+    [layer] = read_mapping(tmp_path / "n.yaml")
+    assert layer.values == {"name": "lif1", "spike": ["s"]}
 
 
 def test_operators_are_those_of_every_graph(model: Model) -> None:

@@ -134,8 +134,8 @@ def test_outputs_and_labels_of_another_task_are_refused(
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("sequence:charset=gone.txt", "charset 'gone.txt' cannot be read"),
-        ("sequence:tokenizer=gone.json", "tokenizer 'gone.json' cannot be read"),
+        ("sequence:charset=gone.txt", "cannot read 'gone.txt': No such file"),
+        ("sequence:tokenizer=gone.json", "cannot read 'gone.json': No such file"),
         ("sequence:charset=a,tokenizer=b", "give charset or tokenizer, not both"),
         ("sequence:charset=a,blank=x", "blank is 'x'; give the number of a class"),
         ("sequence:chars=a", "no option 'chars'; closest: 'charset'"),
