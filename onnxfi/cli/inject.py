@@ -28,7 +28,7 @@ from onnxfi.cli.terminal import (
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
     from onnxfi.graph.passes.instrument import ActivationFault
-    from onnxfi.runtime.data.sources import Data
+    from onnxfi.runtime.data.open_data import Data
     from onnxfi.runtime.inject.activations import ActivationInjection
     from onnxfi.runtime.inject.weights import Injection, Sample
     from onnxfi.tasks.evaluation import Evaluation

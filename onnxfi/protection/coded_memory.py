@@ -19,6 +19,8 @@ from onnxfi.graph.write.byte_edits import plain_edits
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, look_up_words
 from onnxfi.protection.memory_codes import CodeAssignment, MemoryCode
 
+#: Counts of blocks with errors among the metrics of a trial, as `blocks_corrected`.
+BLOCK_STATUSES = ("corrected", "detected", "missed")
 #: Keeps the chance of check bits and of scrub intervals apart from that of faults in words.
 _CHECK_PART, _INTERVALS = 2, 7
 _CHUNK = 1 << 16

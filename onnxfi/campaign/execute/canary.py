@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,28 +29,18 @@ _ELEMENTS = 1 << 16
 _TRIES = 3
 
 
-class Check(Protocol):
-    """Asks for canaries, perhaps elsewhere, where they could hang or kill this process."""
-
-    def shows(self, target: Target, batches: int) -> bool:
-        """Return whether a canary in a target is seen in the first batches; RouteError if a shorter route hides it."""
-        ...
-
-    def route(self, target: Target) -> Route:
-        """Return the kind of route of faults in a target."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Here:
+@dataclass
+class Check:
     """Asks for canaries in this process."""
 
     executor: TrialExecutor
 
     def shows(self, target: Target, batches: int) -> bool:
+        """Return whether a canary in a target is seen in the first batches; RouteError if a shorter route hides it."""
         return notices(self.executor, target, batches)
 
     def route(self, target: Target) -> Route:
+        """Return the kind of route of faults in a target."""
         return route_of_target(self.executor, target)
 
 
@@ -75,7 +65,7 @@ def prove(executor: TrialExecutor, targets: Sequence[Target], check: Check | Non
     NoCanaryError
         If no canary is seen.
     """
-    check = check or _Here(executor)
+    check = check or Check(executor)
     order = sorted(targets, key=lambda target: -target.size)
     batches, every = 1, -(-executor.opened.data.samples // executor.opened.size)
     while (found := _seen(check, order, batches))["seen"] is None and batches < every:

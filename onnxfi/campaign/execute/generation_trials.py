@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxfi.campaign.execute.activation_routes import Run, judge_by_own
-from onnxfi.campaign.execute.instrumented_model import needs_numbers, with_own_weights, without_defaults
+from onnxfi.campaign.execute.instrumented_model import armed_model, faulty_proto, needs_numbers
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.weight_routes import by_id
@@ -24,12 +24,10 @@ from onnxfi.faults.token_positions import Positions
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.batch_layout import SampleAxis
-from onnxfi.graph.model.loading import load, parse
+from onnxfi.graph.model.loading import parse
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import Armed, arm, check_value_formats
-from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
-from onnxfi.graph.write.scratch_folder import scratch_folder
+from onnxfi.graph.passes.instrument import Armed
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.generation.generation_engine import GenerationSession, laid_out
@@ -158,26 +156,18 @@ class GenerationTrials:
         """Open a session with fault operators at some activations, and perhaps with faulty weights."""
         model = self.opened.model
         if weights is None:
-            folder = None if model.path is None else model.path.parent
-            return self._armed(parse(model), names, folder, numbers=numbers)
-        change = find_edits(model, weights, look_up_words(model, weights)[1])
-        with scratch_folder() as scratch:
-            copy = write_copy(model, change, scratch / "faulty.onnx" if model.external else None)
-            faulty, folder = parse(load(copy.path or copy.data or b"")), scratch if model.external else None
-            return self._armed(faulty, names, folder, numbers=numbers)
+            return self._armed(parse(model), names, None if model.path is None else model.path.parent, numbers=numbers)
+        with faulty_proto(model, weights) as (proto, folder):
+            return self._armed(proto, names, folder, numbers=numbers)
 
     def _armed(
         self, proto: onnx.ModelProto, names: Sequence[str], folder: Path | None, *, numbers: bool
     ) -> GoldenTexts:
         rows = [self.opened.fault_targets.activations[name] for name in names]
-        armed = [arm(proto, rows)] if rows else []
-        numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
-        if numbers and numbered:
-            armed.append(arm(armed[0].proto, numbered, values=True))
-        made = with_own_weights(without_defaults(armed) if armed else proto, folder)
+        made, armed = armed_model(proto, rows, folder, numbers=numbers)
         session = self.opened.engine.prepare(made.SerializeToString())
         assert isinstance(session, GenerationSession)
-        return GoldenTexts(session, self.limit_bytes, tuple(armed))
+        return GoldenTexts(session, self.limit_bytes, armed)
 
     # One run
 

@@ -7,7 +7,8 @@ injects. The instrumented model has a golden run of its own, since a runtime fus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from onnxfi.errors import EngineError, FaultError, ProviderError, SelectorError
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.batch_layout import graph_batch_layout
-from onnxfi.graph.model.loading import load, parse
+from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.graph_edit import names_in, show_fault_free
 from onnxfi.graph.passes.instrument import (
@@ -116,11 +117,7 @@ class InstrumentedModel:
                 raise FaultError(f"no fault operator injects into {a.target.id!r}: {a.unsupported_reason}")
         proto, counters = CountIterations().run(proto)
         counted = {a.target.id: counters[a.path] for a in rows if a.path in counters}
-        armed = [arm(proto, rows)]
-        if self.numbers:
-            numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
-            armed.append(arm(armed[0].proto, numbered, values=True))
-        made = with_own_weights(without_defaults(armed), folder)
+        made, armed = armed_model(proto, rows, folder, numbers=self.numbers)
         engine = self.opened.campaign.engine.open()
         if not engine.fed_faults:
             raise ProviderError(
@@ -131,7 +128,7 @@ class InstrumentedModel:
         taken = set(names_in(proto.graph))
         shown = show_fault_free(made, [(a.path, a.name) for a in few if f"{a.name}.fault_free" not in taken])
         session = engine.prepare(made.SerializeToString())
-        return _Instrumented(session, tuple(armed), counted, shown)
+        return _Instrumented(session, armed, counted, shown)
 
     def _outputs(
         self, model: _Instrumented, faults: Faults | None, batch: Batch, words: InjectedWords | None
@@ -183,11 +180,8 @@ class InstrumentedModel:
 
     def _with(self, weights: Faults) -> _Instrumented:
         """Open the same of a faulty copy of the model, with these faults in its weights."""
-        model = self.opened.model
-        change = find_edits(model, weights, look_up_words(model, weights)[1])
-        with scratch_folder() as folder:
-            faulty = write_copy(model, change, folder / "faulty.onnx" if model.external else None)
-            return self._open(parse(load(faulty.path or faulty.data or b"")), folder if model.external else None)
+        with faulty_proto(self.opened.model, weights) as faulty:
+            return self._open(*faulty)
 
 
 def _check_steps(
@@ -207,7 +201,30 @@ def _check_steps(
             )
 
 
-def with_own_weights(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+def armed_model(
+    proto: onnx.ModelProto, rows: Sequence[Activation], folder: Path | None, *, numbers: bool
+) -> tuple[onnx.ModelProto, tuple[Armed, ...]]:
+    """Return a model with fault operators at some activations, whose inputs must be fed, and these operators.
+
+    With `numbers` there are operators that change numbers as well. External data in `folder` is inside the model then.
+    """
+    armed = [arm(proto, rows)] if rows else []
+    if rows and numbers:
+        numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
+        armed.append(arm(armed[0].proto, numbered, values=True))
+    return _with_own_weights(_without_defaults(armed) if armed else proto, folder), tuple(armed)
+
+
+@contextmanager
+def faulty_proto(model: Model, weights: Faults) -> Iterator[tuple[onnx.ModelProto, Path | None]]:
+    """Yield a copy of a model with these faults in its weights, and the folder of its external data, if it has any."""
+    change = find_edits(model, weights, look_up_words(model, weights)[1])
+    with scratch_folder() as folder:
+        copy = write_copy(model, change, folder / "faulty.onnx" if model.external else None)
+        yield parse(load(copy.path or copy.data or b"")), folder if model.external else None
+
+
+def _with_own_weights(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
     """Return the model with its external data inside."""
     import onnx
     from onnx import external_data_helper
@@ -222,7 +239,7 @@ def with_own_weights(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelP
     return proto
 
 
-def without_defaults(armed: Sequence[Armed]) -> onnx.ModelProto:
+def _without_defaults(armed: Sequence[Armed]) -> onnx.ModelProto:
     """Return an instrumented model whose fault inputs must be fed."""
     import onnx
 

@@ -30,8 +30,8 @@ from onnxfi.campaign.execute.instrumented_model import InstrumentedModel, needs_
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
-from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES, coded_memory
 from onnxfi.campaign.plan.open_model import beside
+from onnxfi.campaign.plan.plan import coded_memory
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header, LineReader
@@ -41,6 +41,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route, RouteContext, TrialFacts, route_of
 from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
+from onnxfi.protection.coded_memory import BLOCK_STATUSES
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU, TENSORRT

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxfi.campaign.plan.coded_weights import coded_memory
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.strata import PlannedStratum, plan_strata
 from onnxfi.campaign.spec.campaign import Campaign
@@ -42,6 +41,8 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.targets import target_notes
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
+from onnxfi.protection.coded_memory import CodedMemory
+from onnxfi.protection.memory_codes import parse_code_assignment
 from onnxfi.statistics.adaptive import METHOD_NAMES, min_trials
 from onnxfi.statistics.sample_size import margin_of_error, sample_size
 
@@ -372,6 +373,18 @@ def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     if campaign.memory.memory_code is not None:
         coded_memory(campaign, fault_targets, made.header)  # refuses words that the code does not cover
     return made
+
+
+def coded_memory(campaign: Campaign, fault_targets: FaultTargets, header: Header) -> CodedMemory:
+    """Return the coded memory of a plan; SpecError if no fault of its list can pass the codes."""
+    memory = campaign.memory
+    assert memory.memory_code is not None
+    assigned = parse_code_assignment(memory.memory_code)
+    at_rates = all(stratum["ber"] is not None for stratum in header.strata)
+    if not at_rates and not assigned.leaves_single_faults:
+        raise SpecError("memory_code needs a list that was drawn at bit error rates, as onnxfi plan --ber writes it")
+    targets = fault_targets.listed(header).targets
+    return CodedMemory.over(assigned, targets, memory.scrub_interval)
 
 
 def _made(campaign: Campaign, fault_targets: FaultTargets) -> Plan:

@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.campaign.results.trial_columns import TrialColumns, column_blocks, trial_columns
@@ -27,6 +26,7 @@ from onnxfi.campaign.run.adaptive_rounds import Look, look_at
 from onnxfi.errors import StoreError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import json_value
+from onnxfi.protection.coded_memory import BLOCK_STATUSES
 from onnxfi.statistics.intervals import (
     Interval,
     Stratum,

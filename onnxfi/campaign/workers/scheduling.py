@@ -98,7 +98,7 @@ def _survives(setup: WorkerSetup, target: Target, batches: int) -> bool:
 
 
 @dataclass
-class CanaryCheck:
+class CanaryCheck(canary.Check):
     """Asks for the canary in this process, and by shorter routes in a worker of `pool`.
 
     A canary that could end the process is asked for in a worker of its own. `go` is called when the other workers may
@@ -106,7 +106,6 @@ class CanaryCheck:
     the worker.
     """
 
-    executor: TrialExecutor
     targets: Sequence[Target]
     setup: WorkerSetup | None
     pool: Executor | None
@@ -117,7 +116,7 @@ class CanaryCheck:
     _routes: list[Future[dict[str, Route]]] = field(default_factory=list)
 
     def shows(self, target: Target, batches: int) -> bool:
-        """Return whether a canary in a target is seen in the first batches; RouteError if a shorter route hides it."""
+        """Return whether a canary is seen: in this process, or in a worker."""
         executor, setup, pool = self.executor, self.setup, self.pool
         if setup is not None and canary.may_hang(executor, target):
             return _survives(setup, target, batches)
@@ -131,16 +130,16 @@ class CanaryCheck:
                 if answer is None and seen:
                     answer = self._shown(setup, pool, target, batches)
                 return canary.held(executor, target, seen, seen and answer is not None and not answer.result())
-        return canary.notices(executor, target, batches)
+        return super().shows(target, batches)
 
     def route(self, target: Target) -> Route:
-        """Return the kind of route of faults in a target."""
+        """Return the kind of route of faults in a target, as a worker finds it."""
         if self.setup is not None and self.pool is not None:
             with suppress(BrokenExecutor):
                 self._moved = not self.beside
                 self._ask_routes(self.setup, self.pool)
                 return self._routes[0].result()[target.id]
-        return canary.route_of_target(self.executor, target)
+        return super().route(target)
 
     def _shown(self, setup: WorkerSetup, pool: Executor, target: Target, batches: int) -> Future[bool]:
         answer = pool.submit(THIS_WORKER.shown, setup, target.id, batches)
