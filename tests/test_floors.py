@@ -404,7 +404,6 @@ TESTED_WITH = {
     "cli/diff.py": "cli/test_integrity.py",
     "cli/fit.py": "analysis/test_fit.py",
     "cli/manifest.py": "cli/test_integrity.py",
-    "cli/paired_tables.py": "cli/test_protect.py",
     "cli/plan_protection.py": "analysis/planner/test_plan_protection.py",
     "cli/verify.py": "cli/test_integrity.py",
     "graph/protection/alarms.py": "graph/protection/test_redundant_layers.py",

@@ -23,7 +23,6 @@ from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.spec_file import parse_spec
 from onnxfi.errors import InputError, OnnxfiError
-from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import load
 from onnxfi.statistics.intervals import Interval, clopper_pearson
@@ -148,7 +147,7 @@ def detectors(store: str | Path, *, timed: bool = True) -> DetectorReport:
         if golden is None or length is None:
             raise InputError(f"{str(store)!r} holds no campaign yet; run it first")
         rows = [row for row in opened.rows() if row.outcome]
-        stored = Header.parse(opened.get("header"), str(store)).activations is None
+        stored = opened.header().activations is None
     samples, confidence = int(golden["samples"]), float(length["confidence"])
     flags = _flags(rows, samples)
     harmful, held = np.asarray(flags.any(axis=1)), np.arange(len(rows)) % 2 == 1

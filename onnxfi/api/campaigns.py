@@ -6,15 +6,11 @@ exists.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.api.run import kept_campaign, kept_data, kept_model
+from onnxfi.api.run import answer_folder, kept_campaign, kept_data, kept_model
 from onnxfi.numbers import named_whole, seconds
 
 if TYPE_CHECKING:
@@ -207,11 +203,14 @@ def compare(
     from onnxfi.campaign.report.compare import compare as compare_files
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.errors import SpecError
+    from onnxfi.graph.write.output_file import make_folder
 
     if isinstance(data, Campaign) and fields:
         raise SpecError(f"the campaign has its {next(iter(fields))} already; give it to Campaign, or data here")
     named = models if isinstance(models, Mapping) else {f"model{k}": model for k, model in enumerate(models, 1)}
-    with _folder(stores) as (folder, forget):
+    if stores is not None:
+        make_folder(Path(stores))
+    with answer_folder(stores) as (folder, forget):
         files = [kept_model(model, folder / name) for name, model in named.items()]
         if not isinstance(data, Campaign):
             samples = kept_data(data, files[0], folder / "given", fields) if files else None
@@ -253,7 +252,7 @@ def plan(model: ModelLike | Campaign, data: Any = None, **fields: Any) -> tuple[
     """
     from onnxfi.campaign.run.runner import plan as plan_campaign
 
-    with _folder(None) as (folder, forget):
+    with answer_folder() as (folder, forget):
         made, golden_s = plan_campaign(kept_campaign(model, data, folder / "given", fields))
     forget(made)
     return made, golden_s
@@ -266,24 +265,3 @@ def _named(model: Any) -> bool:
 
 def _stem(model: Any) -> str:
     return Path(getattr(model, "path", None) or (model if isinstance(model, str | Path) else "model")).stem
-
-
-@contextmanager
-def _folder(given: str | Path | None) -> Iterator[tuple[Path, Callable[[Any], None]]]:
-    """Yield a folder, and a function after whose argument's end it is removed, if it is a temporary one."""
-    from onnxfi.graph.write.output_file import make_folder
-
-    if given is not None:
-        make_folder(Path(given))
-        yield Path(given), lambda found: None
-        return
-    scratch = tempfile.mkdtemp(prefix="onnxfi-")
-
-    def forget(found: Any) -> None:
-        weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
-
-    try:
-        yield Path(scratch), forget
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise

@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -114,9 +114,8 @@ def run(
     shard = None if shard is None else (named_whole("shard", shard[0]), named_whole("shard", shard[1]))
     timeout_s = None if timeout_s is None else seconds(timeout_s)
     deadline = None if time_s is None else time.monotonic() + seconds(time_s)
-    scratch = None if store is not None else tempfile.mkdtemp(prefix="onnxfi-")
-    place = Path(scratch or ".", "campaign.onnxfi.db") if store is None else Path(store)
-    try:
+    with answer_folder(None if store is None else Path(store).parent) as (folder, forget):
+        place = folder / "campaign.onnxfi.db" if store is None else Path(store)
         campaign = kept_campaign(model, data, place, fields)
         running = runner.run(
             campaign, place, workers=workers, shard=shard, fresh=fresh, executor=executor, kept_bytes=kept_bytes,
@@ -124,13 +123,22 @@ def run(
         )  # fmt: skip
         finished = _follow(running.until(deadline), running, workers, progress, on_result)
         found = _reported(place, finished)
-    except BaseException:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    if scratch is not None:
-        weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
+    forget(found)
     return found
+
+
+@contextmanager
+def answer_folder(given: str | Path | None = None) -> Iterator[tuple[Path, Callable[[Any], object]]]:
+    """Yield a folder, and a function after whose argument's end it is removed, if it is a temporary one."""
+    if given is not None:
+        yield Path(given), lambda found: None
+        return
+    scratch = tempfile.mkdtemp(prefix="onnxfi-")
+    try:
+        yield Path(scratch), lambda found: weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def kept_campaign(model: ModelLike | Campaign, data: Any, store: Path, fields: dict[str, Any]) -> Campaign:

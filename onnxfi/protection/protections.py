@@ -159,22 +159,18 @@ class Duplicate(Protection):
 
     name = "duplicate"
     rank = 0
+    times: ClassVar[Literal[2, 3]] = 2
 
     def passes(self, setting: Setting) -> ModelPass[Any]:
         """Return the pass for the chosen layers."""
-        return RepeatLayers(_layers(setting), 2)
+        return RepeatLayers(_layers(setting), self.times)
 
 
-@dataclass(frozen=True)
-class Triplicate(Protection):
+class Triplicate(Duplicate):
     """Layers are computed thrice, and the result that two agree on is taken."""
 
     name = "triplicate"
-    rank = 0
-
-    def passes(self, setting: Setting) -> ModelPass[Any]:
-        """Return the pass for the chosen layers."""
-        return RepeatLayers(_layers(setting), 3)
+    times = 3
 
 
 @dataclass(frozen=True)

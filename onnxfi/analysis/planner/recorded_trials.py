@@ -76,7 +76,7 @@ class RecordedTrials:
         if identity.get("memory_code"):
             raise InputError(f"{str(store)!r} was run with a memory code; plan from a campaign without one")
         with Store.open(store) as opened:
-            header = Header.parse(opened.get("header"), str(store))
+            header = opened.header()
             with scratch_folder() as folder:
                 (folder / "spec.yaml").write_text(opened.get("spec"))
                 campaign = load_spec(folder / "spec.yaml", allow_code=allow_code)

@@ -9,7 +9,7 @@ from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import StoreError
-from onnxfi.faults.faultlist import Header, LineReader
+from onnxfi.faults.faultlist import LineReader
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words, write_copy
 from onnxfi.runtime.data.untrusted_yaml import parse_yaml
 
@@ -17,7 +17,7 @@ from onnxfi.runtime.data.untrusted_yaml import parse_yaml
 def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     """Write the faulty model of one trial; StoreError if the model is another one by now."""
     with Store.open(store) as opened:
-        header = Header.parse(opened.get("header"), str(store))
+        header = opened.header()
         lines = opened.trial(trial)["lines"].splitlines()
         said = parse_yaml(opened.get("spec").encode(), str(store), "campaign", StoreError)
     model = reopen(header.file, said | {"time_axis": None})  # the counts are scored, and no part of the model

@@ -110,7 +110,7 @@ def _reopened(
 ) -> tuple[TrialExecutor, Header, dict[int, list[str]]]:
     """Return what executes trials of a store again, the header of its list, and the lines of each trial."""
     with Store.open(store) as opened:
-        header = Header.parse(opened.get("header"), str(store))
+        header = opened.header()
         campaign = parse_spec(opened.get("spec") or "", str(store), instead=None if allow_code else ())
         lines = {trial: opened.lines(trial).splitlines() for trial in trials}
     executor = TrialExecutor.open(campaign.with_fields(allow_code=allow_code))

@@ -12,7 +12,6 @@ from onnxfi.campaign.report.rates import Fold, ends_row
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import BaselineError, StoreError
-from onnxfi.faults.faultlist import Header
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.task import Task
 
@@ -68,10 +67,10 @@ class Measured:
     def of_store(cls, store: str | Path, confidence: float) -> Measured:
         """Read a store; StoreError for a file that is none, or one that no run has begun to fill."""
         with Store.open(store) as opened:
-            identity, golden, line = opened.get("identity"), opened.get("golden"), opened.get("header")
-            if identity is None or golden is None or line is None:
+            identity, golden = opened.get("identity"), opened.get("golden")
+            if identity is None or golden is None or opened.get("header") is None:
                 raise StoreError(f"{str(store)!r} holds no campaign yet; run it first")
-            header = Header.parse(line, str(store))
+            header = opened.header()
             planned, trials, errors = (opened.count(table) for table in ("plan", "results", "errors"))
         rates = _rates(store, confidence) if trials else ()
         return cls(

@@ -155,7 +155,7 @@ class CampaignRates:
     def header(self) -> Header:
         """The header of the fault list."""
         with Store.open(self.store, checked=True) as opened:
-            return Header.parse(opened.get("header"), str(self.store))
+            return opened.header()
 
     @property
     def telling(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from onnxfi.campaign.plan.strata import PlannedStratum
 from onnxfi.campaign.results.checksums import STORE
 from onnxfi.campaign.results.rows import Result, Row
 from onnxfi.errors import InputError, OutputError, StoreError
+from onnxfi.faults.faultlist import Header
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.tasks.task import Task
 
@@ -163,6 +164,10 @@ class Store:
         """Return a value kept about the campaign; None if there is none."""
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
+
+    def header(self) -> Header:
+        """Return the header of the fault list."""
+        return Header.parse(self.get("header"), str(self.path))
 
     def put(self, **values: Any) -> None:
         """Keep values about the campaign."""

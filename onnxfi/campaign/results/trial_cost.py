@@ -11,7 +11,6 @@ import numpy as np
 
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import InputError
-from onnxfi.faults.faultlist import Header
 from onnxfi.statistics.intervals import Interval, t_interval
 
 
@@ -33,7 +32,7 @@ class Cost:
 def recorded(store: str | Path, digest: str, confidence: float = 0.99) -> Cost:
     """Return the cost of a trial of the model with this digest; InputError for another model, or too few trials."""
     with Store.open(store) as opened:
-        header = Header.parse(opened.get("header"), str(store))
+        header = opened.header()
         if header.model != digest:
             raise InputError(f"the times in {store} are of another model, {header.file!r}; give a store of this one")
         times = opened.times()
