@@ -71,6 +71,7 @@ def test_each_is_short() -> None:
     assert not long and len(files) > 5
 
 
+@pytest.mark.slow
 def test_optuna_finds_a_protection(work: Path) -> None:
     optuna = pytest.importorskip("optuna", reason="Optuna is not installed")
     optuna.logging.set_verbosity(optuna.logging.ERROR)

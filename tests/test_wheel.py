@@ -107,6 +107,7 @@ def test_it_is_imported_from_an_archive(wheel: Path) -> None:
     assert done.stdout.split() == [str(wheel / "onnxfi" / "__init__.py"), "flip"]
 
 
+@pytest.mark.slow
 def test_it_works_alone(wheel: Path, tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
