@@ -38,7 +38,7 @@ _SCOPED = re.compile(r"(?:^|.*/)onnxfi\.(\d+)\.(?:_\d+)?(?:/|$)")
 
 
 #: Classes for training by the module that holds them.
-_IN_TRAINING = {"FaultAwareTraining": "keras_training", "QuantisationAwareTraining": "keras_quantisation"}
+_IN_TRAINING = {"FaultAwareTraining": "keras_training", "QuantisationAwareTraining": "keras_qat"}
 
 
 def convert(

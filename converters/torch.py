@@ -44,7 +44,7 @@ _TRACE_SAMPLES = 2
 
 
 #: Classes for training by the module that holds them.
-_IN_TRAINING = {"FaultAwareTraining": "torch_training", "QuantisationAwareTraining": "torch_quantisation"}
+_IN_TRAINING = {"FaultAwareTraining": "torch_training", "QuantisationAwareTraining": "torch_qat"}
 
 
 def convert(

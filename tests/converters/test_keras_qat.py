@@ -18,7 +18,7 @@ from onnxfi.errors import InputError
 keras = pytest.importorskip("keras", reason="Keras is not installed: bash scripts/test.sh frameworks")
 pytestmark = [pytest.mark.frameworks("keras", "tensorflow"), pytest.mark.filterwarnings("ignore")]
 
-from onnxfi.converters import keras_quantisation  # noqa: E402
+from onnxfi.converters import keras_qat  # noqa: E402
 from onnxfi.converters.keras import QuantisationAwareTraining, convert  # noqa: E402
 
 layers = keras.layers
@@ -64,9 +64,7 @@ def test_the_quantised_file_stores_the_integers_that_were_trained(trained: tuple
     held = [numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer]
     integers = {array.shape: array for array in held if array.dtype == np.int8 and array.ndim > 1}
     kernel = np.array(net.get_layer("fc").kernel)
-    expected = np.array(keras_quantisation.fake_kernel(net.get_layer("fc").kernel.value)) / (
-        np.abs(kernel).max(0) / 127
-    )
+    expected = np.array(keras_qat.fake_kernel(net.get_layer("fc").kernel.value)) / (np.abs(kernel).max(0) / 127)
     np.testing.assert_array_equal(integers[kernel.shape], np.rint(expected))
     score = training.evaluate(images, labels, verbose=0)[1]
     assert score > 0.9
@@ -137,4 +135,4 @@ def test_layers_are_selected_and_others_refused() -> None:
 
 
 def test_the_examples_of_the_docstrings() -> None:
-    assert doctest.testmod(keras_quantisation).failed == 0
+    assert doctest.testmod(keras_qat).failed == 0

@@ -19,7 +19,7 @@ from onnxfi.graph.passes.fold_quantize import fold_weight_quantize
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: bash scripts/test.sh frameworks")
 pytestmark = [pytest.mark.frameworks("torch"), pytest.mark.filterwarnings("ignore")]
 
-from onnxfi.converters import torch_quantisation  # noqa: E402
+from onnxfi.converters import torch_qat  # noqa: E402
 from onnxfi.converters.torch import FaultAwareTraining, QuantisationAwareTraining, convert  # noqa: E402
 
 nn = torch.nn
@@ -137,4 +137,4 @@ def test_layers_are_selected_and_others_refused() -> None:
 
 
 def test_the_example_of_the_docstring() -> None:
-    assert doctest.testmod(torch_quantisation) == (0, 6)
+    assert doctest.testmod(torch_qat) == (0, 6)
