@@ -18,8 +18,7 @@ from onnxfi.campaign.report.findings import (
     sweep_sentences,
 )
 from onnxfi.campaign.report.html_page import command_of
-from onnxfi.campaign.report.ranking_text import more_trials
-from onnxfi.campaign.report.ranking_text import sentences as ranking_sentences
+from onnxfi.campaign.report.ranking_text import more_trials, ranking_sentences
 from onnxfi.campaign.report.rates import CampaignRates
 from onnxfi.campaign.results.store import Store
 from onnxfi.statistics.adaptive import FIRST_ROUND

@@ -47,7 +47,7 @@ class _Settings:
     @classmethod
     def of(cls, engine: Engine | str | None, fields: Mapping[str, Any], more: type[Scoring] | None = None) -> Self:
         """Return the values of these fields; SpecError for one that is unknown, or that an open engine has."""
-        from onnxfi.campaign.spec.flat_fields import build, flat_fields, plain
+        from onnxfi.campaign.spec.flat_fields import build, flat_fields, plain_fields
         from onnxfi.campaign.spec.settings import DataSettings, EngineSettings
 
         kinds = (DataSettings, EngineSettings, *([] if more is None else [more]))
@@ -55,7 +55,7 @@ class _Settings:
         for name in fields:
             if name not in known:
                 raise SpecError(f"unknown field {name[:60]!r}{closest(name[:60], known)}", name)
-        values = plain({**({"engine": engine} if isinstance(engine, str) else {}), **fields})
+        values = plain_fields({**({"engine": engine} if isinstance(engine, str) else {}), **fields})
         own = flat_fields(EngineSettings).keys() & fields.keys()
         opened = build(EngineSettings, values).open() if engine is None or isinstance(engine, str) else engine
         if own and opened is engine:

@@ -296,7 +296,7 @@ def _shown_layers(found: Report, sort: str, top: int) -> tuple[Sequence[Fold], s
 
 def _print_ranking(ranking: Ranking, found: Report) -> None:
     """Print the parts of a ranking, highest rate first, and how far their order is settled."""
-    from onnxfi.campaign.report.ranking_text import sentences
+    from onnxfi.campaign.report.ranking_text import ranking_sentences
 
     assert found.look is not None
     metric = found.task.metric(found.look.rate)
@@ -305,7 +305,7 @@ def _print_ranking(ranking: Ranking, found: Report) -> None:
     rest = f", {len(shown)} of {len(ranking.names):,}" if len(shown) < len(ranking.names) else ""
     title = f"By {ranking.by}, intervals that hold together at {100 * found.confidence:.4g} %{rest}"
     table(title, (">Rank", ranking.by.capitalize(), ">Trials", f">{metric.label}"), rows)
-    for line in sentences(ranking):
+    for line in ranking_sentences(ranking):
         print_line(line)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultError
 from onnxfi.extensions import load_extension_class
 from onnxfi.faults.sampling import Numbers
-from onnxfi.faults.text_form import parse
+from onnxfi.faults.text_form import parse_text_form
 from onnxfi.faults.words import Mask, Word, Words
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class FaultModel:
 
 def parse_model(text: str, known: Mapping[str, type[FaultModel]]) -> FaultModel:
     """Return the fault model that `NAME[:key=value,…]` describes, among the known ones."""
-    return parse(text, known, "fault", FaultError)
+    return parse_text_form(text, known, "fault", FaultError)
 
 
 def with_installed(models: Iterable[type[FaultModel]]) -> Mapping[str, type[FaultModel]]:

@@ -31,7 +31,7 @@ from onnxfi.faults.trials import (
     Fault,
     Faults,
     Sampler,
-    concatenate,
+    concatenate_faults,
     draw_faults,
     faults_of_event,
     json_value,
@@ -348,7 +348,7 @@ class LineReader:
             for recipe, some in groupby(group, key=lambda row: "sampler" in row):
                 given = [*some]
                 parts += map(self._expand, given) if recipe else [self._read(given)]
-            yield trial, concatenate(parts)
+            yield trial, concatenate_faults(parts)
 
     def singles(self, lines: Sequence[str]) -> list[Faults | None]:
         """Return the fault of each line, read together; None of one that is a recipe."""

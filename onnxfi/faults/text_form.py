@@ -15,7 +15,9 @@ Named = TypeVar("Named")
 _MAX_NUMBER_LENGTH = 80
 
 
-def parse(text: str, known: Mapping[str, type[Named]], kind: str, error: type[InputError] = InputError) -> Named:
+def parse_text_form(
+    text: str, known: Mapping[str, type[Named]], kind: str, error: type[InputError] = InputError
+) -> Named:
     """Return the value that `NAME[:key=value,…]` describes among the known ones; names may hold a colon.
 
     `kind` names it in messages; `error` is raised for an unknown name or key, and for a value of another type.

@@ -212,7 +212,7 @@ class Faults(Sequence[Fault]):
         return found + np.bincount(target[edge[:-1]][moved], minlength=len(found))
 
 
-def concatenate(parts: Sequence[Faults]) -> Faults:
+def concatenate_faults(parts: Sequence[Faults]) -> Faults:
     """Return several sequences of faults over the same targets as one; words are kept if all parts have them."""
     if len(parts) == 1:
         return parts[0]
@@ -437,7 +437,7 @@ def single_faults(
     parts = [
         faults_at_sites(space.targets, sites.pick(k), model, seed, trial) for k, trial in zip(rows, trials, strict=True)
     ]
-    return concatenate(parts), [len(part) for part in parts]
+    return concatenate_faults(parts), [len(part) for part in parts]
 
 
 def apply_separately(faults: Faults, stored: Words) -> Faults:

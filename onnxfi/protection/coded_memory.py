@@ -13,7 +13,7 @@ from onnxfi.faults import sampling
 from onnxfi.faults.models import SetWord
 from onnxfi.faults.sites import Sites
 from onnxfi.faults.space import Target
-from onnxfi.faults.trials import Faults, concatenate
+from onnxfi.faults.trials import Faults, concatenate_faults
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.write.byte_edits import plain_edits
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, look_up_words
@@ -99,7 +99,7 @@ class CodedMemory:
                     if old != new:
                         rows.append((known[target.id], block * code.words_a_block(target.word) + k, new))
         read = _as_faults(faults, rows)
-        return (concatenate([faults.pick(apart), read]) if apart.any() else read), counts
+        return (concatenate_faults([faults.pick(apart), read]) if apart.any() else read), counts
 
     def _errors(
         self, model: Model, faults: Faults, rate: float, seed: int, trial: int

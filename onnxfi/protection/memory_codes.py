@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector, Target
-from onnxfi.faults.text_form import parse, text_of
+from onnxfi.faults.text_form import parse_text_form, text_of
 from onnxfi.faults.words import Word
 
 Status = Literal["clean", "corrected", "detected", "missed"]
@@ -340,7 +340,7 @@ def parse_memory_code(text: str) -> MemoryCode:
     >>> str(parse_memory_code("secded:bits=32,detected=due"))
     'secded:bits=32'
     """
-    return parse(text, memory_codes(), "memory code")
+    return parse_text_form(text, memory_codes(), "memory code")
 
 
 @dataclass(frozen=True)

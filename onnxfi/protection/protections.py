@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from onnxfi.errors import InputError
-from onnxfi.faults.text_form import parse
+from onnxfi.faults.text_form import parse_text_form
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
 from onnxfi.graph.protection.placement import find_places
@@ -240,4 +240,4 @@ def parse_protection(text: str) -> Protection:
     >>> str(parse_protection("range:clip:percentile=99.9,extend=yes"))
     'range:clip:percentile=99.9'
     """
-    return parse(text, protections(), "protection")
+    return parse_text_form(text, protections(), "protection")

@@ -276,7 +276,7 @@ def score(draws: RoundDraws, values: Floats, total: float = 0.0) -> Scores:
     )
 
 
-def concatenate(parts: Sequence[Scores]) -> Scores:
+def concatenate_scores(parts: Sequence[Scores]) -> Scores:
     """Return the scores of several rounds, one after the other."""
     return Scores(*(np.concatenate([getattr(p, name) for p in parts]) for name in Scores.__dataclass_fields__))
 

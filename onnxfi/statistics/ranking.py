@@ -24,7 +24,7 @@ from onnxfi.statistics.adaptive import (
     Numbers,
     Scores,
     asymptotic_interval,
-    concatenate,
+    concatenate_scores,
     confidence_sequence,
     prepare_draws,
     score,
@@ -158,7 +158,7 @@ class GroupScores:
             total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
             draws = prepare_draws(allocation.restricted_to(strata), place[drawn[here]], float(aims[group]), weight)
             new = score(draws, values[here], total)
-            scores[group] = together = new if before is None else concatenate([before, new])
+            scores[group] = together = new if before is None else concatenate_scores([before, new])
             if self.method == "asymptotic":
                 found = _early_or_asymptotic(together, len(strata), self.confidence)
             else:

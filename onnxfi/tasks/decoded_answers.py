@@ -81,7 +81,7 @@ class DecodedAnswers(Answers):
     @cached_property
     def values(self) -> Sequence[Any] | Array:
         """The answer of each sample ([N])."""
-        return joined(self.by_batch, self.kept)
+        return join_answers(self.by_batch, self.kept)
 
     @property
     def kept(self) -> NDArray[np.int64] | None:
@@ -109,7 +109,9 @@ class DecodedAnswers(Answers):
         )
 
 
-def joined(batches: Sequence[Sequence[Any] | Array], kept: NDArray[np.int64] | None = None) -> Sequence[Any] | Array:
+def join_answers(
+    batches: Sequence[Sequence[Any] | Array], kept: NDArray[np.int64] | None = None
+) -> Sequence[Any] | Array:
     """Return the answers of all batches: one array where all are arrays of one shape, else a tuple."""
     arrays = [one for one in batches if isinstance(one, np.ndarray)]
     if len(arrays) == len(batches) and len({(one.shape[1:], one.dtype) for one in arrays}) == 1:
@@ -225,7 +227,7 @@ class DecodedPair(AnswerPair):
         differ, nonfinite, detected = (
             np.concatenate([getattr(one, f.name) for one in found]) for f in fields(_Facts)[:-1]
         )
-        return _Facts(differ, nonfinite, detected, joined([one.values for one in found]))
+        return _Facts(differ, nonfinite, detected, join_answers([one.values for one in found]))
 
     def _by_rows(self, golden: Outputs, faulty: Outputs) -> bool:
         """Return whether outputs are compared row by row."""

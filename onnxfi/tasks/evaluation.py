@@ -41,7 +41,7 @@ from onnxfi.tasks.registry import (
     find_task,
     guessed,
     open_samples,
-    read_outputs,
+    outputs_read,
     remark,
 )
 from onnxfi.tasks.task import ModelOutputs, Task
@@ -217,7 +217,7 @@ def scored_names(
     """
     chosen = find_task(guessed(data.labels, scored_columns(session.outputs, name)) if task == AUTO else task)
     if chosen.reads is not None:
-        return read_outputs(chosen, ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
+        return outputs_read(chosen, ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
     return () if name is None else (named_output(session.outputs, name, session.non_tensors),)
 
 
@@ -236,7 +236,7 @@ def scored_answers(
     chosen = find_task(guessed(labels, scored_columns(answers.ports, name)) if task == AUTO else task)
     if chosen.reads is not None:
         declared = ModelOutputs(answers.ports, name, answers.data, kind, {}, True)
-        return replace(answers, names=read_outputs(chosen, declared))
+        return replace(answers, names=outputs_read(chosen, declared))
     return answers if name is None else replace(answers, names=(named_output(answers.ports, name, {}),))
 
 

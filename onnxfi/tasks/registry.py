@@ -284,7 +284,7 @@ def _fitting(run: Sequence[Outputs], unlabelled: Data, kind: str) -> Iterator[st
                 yield task.name
 
 
-def read_outputs(task: Task, declared: ModelOutputs) -> tuple[str, ...]:
+def outputs_read(task: Task, declared: ModelOutputs) -> tuple[str, ...]:
     """Return the outputs that a task reads; DataError names the tasks that fit where no output does."""
     assert task.reads is not None
     try:

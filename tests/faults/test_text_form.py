@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from onnxfi.errors import FaultError, InputError
-from onnxfi.faults.text_form import parse, text_of
+from onnxfi.faults.text_form import parse_text_form, text_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ KNOWN = {"range:clip": Clip}
 
 
 def test_each_parameter_has_the_type_of_its_field() -> None:
-    found = parse(" range:clip:high=1e-3, count=0x10,strict=yes,side=left", KNOWN, "thing")
-    assert found == Clip(1e-3, 16, True, "left") and parse(text_of("range:clip", found), KNOWN, "thing") == found
-    assert parse("range:clip", KNOWN, "thing") == Clip() and text_of("range:clip", Clip()) == "range:clip"
+    found = parse_text_form(" range:clip:high=1e-3, count=0x10,strict=yes,side=left", KNOWN, "thing")
+    assert (
+        found == Clip(1e-3, 16, True, "left") and parse_text_form(text_of("range:clip", found), KNOWN, "thing") == found
+    )
+    assert parse_text_form("range:clip", KNOWN, "thing") == Clip() and text_of("range:clip", Clip()) == "range:clip"
 
 
 @pytest.mark.parametrize(
@@ -45,4 +47,4 @@ def test_each_parameter_has_the_type_of_its_field() -> None:
 def test_what_cannot_be_read_is_refused_by_name(text: str, message: str) -> None:
     for error in (InputError, FaultError):
         with pytest.raises(error, match=message):
-            parse(text, KNOWN, "thing", error)
+            parse_text_form(text, KNOWN, "thing", error)

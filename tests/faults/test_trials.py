@@ -27,7 +27,7 @@ from onnxfi.faults.trials import (
     Sampler,
     apply_faults,
     apply_separately,
-    concatenate,
+    concatenate_faults,
     draw_faults,
     fault_model,
     faults_at_named_sites,
@@ -169,18 +169,18 @@ def test_equal_faults_are_equal(data: st.DataObject) -> None:
 def test_several_rows_are_one(data: st.DataObject) -> None:
     parts = [faults_of(data.draw(rows(NET, most=4)), NET) for _ in range(data.draw(st.integers(1, 4)))]
     parts = [apply_faults(p, np.zeros(len(p), np.uint64))[0] for p in parts]
-    together = concatenate(parts)
+    together = concatenate_faults(parts)
     assert list(together) == [fault for part in parts for fault in part]
     assert together.changed_count == sum(part.changed_count for part in parts)
     if len(parts) > 1:
         unknown = dataclasses.replace(parts[0], before=None, after=None)
-        assert concatenate([unknown, *parts[1:]]).before is None
+        assert concatenate_faults([unknown, *parts[1:]]).before is None
 
 
 def test_one_model_for_all_rows_stays_one() -> None:
     flips = [draw_faults(FaultSpace.over(NET, Flip()), Sampler("count", n=3, seed=s), Flip()) for s in range(3)]
-    assert concatenate(flips).models == (Flip(),)
-    assert list(concatenate(flips)) == [fault for part in flips for fault in part]
+    assert concatenate_faults(flips).models == (Flip(),)
+    assert list(concatenate_faults(flips)) == [fault for part in flips for fault in part]
 
 
 # ------------------------------------------------------------------------------------------------ before and after

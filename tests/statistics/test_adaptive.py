@@ -20,7 +20,7 @@ from onnxfi.statistics.adaptive import (
     allocate_round,
     asymptotic_interval,
     coefficients,
-    concatenate,
+    concatenate_scores,
     confidence_sequence,
     early_interval,
     estimate,
@@ -79,7 +79,7 @@ def paths(faults: list[list[float]], rounds: int, size: int) -> Any:
 
     def go(seen: Moments, left: list[list[float]], parts: list[Scores], number: int) -> Any:
         if number == rounds or not any(left):
-            yield 1.0, concatenate(parts)
+            yield 1.0, concatenate_scores(parts)
             return
         sizes = np.array([len(x) for x in faults])
         played = allocate_round(sizes, np.zeros(len(faults), np.int64), seen)
@@ -206,7 +206,7 @@ def played_out(values: list[Array], seed: int, draws: int, aim: float = 0.05) ->
         x = np.array([values[h][k] for h, k in zip(drawn, place, strict=True)])
         parts.append(score(laid, x, total))
         seen, total = seen.add(drawn, x), total + float(x.sum())
-    return concatenate(parts)
+    return concatenate_scores(parts)
 
 
 def strata(seed: int, rates: tuple[float, ...] = (0.0, 0.002, 0.05, 0.9), size: int = 400) -> list[Array]:

@@ -25,7 +25,7 @@ from onnxfi.runtime.engine.ports import Port
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.kinds.deviation import DEVIATION
 from onnxfi.tasks.outcomes import failed, judge
-from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, read_outputs, with_metrics
+from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, outputs_read, with_metrics
 from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 ROOT = Path(__file__).parents[2]
@@ -216,11 +216,11 @@ def test_metrics_know_their_unit() -> None:
 def test_a_task_that_no_output_fits_names_those_that_do(spec: str, port: Port, message: str) -> None:
     declared = ModelOutputs((port,), None, DATA)
     with pytest.raises(DataError, match=message):
-        read_outputs(find_task(spec), declared)
-    assert read_outputs(find_task("regression"), declared) == ("y",)
+        outputs_read(find_task(spec), declared)
+    assert outputs_read(find_task("regression"), declared) == ("y",)
 
 
 def test_several_outputs_that_fit_are_listed_alone() -> None:
     ports = Port("a", "float32", ("N", 5, 8, 8)), Port("b", "float32", ("N", 5, 8, 8))
     with pytest.raises(DataError, match=r"several outputs could hold masks.*'b' \(float32 \[N,5,8,8\]\)$"):
-        read_outputs(find_task("segmentation"), ModelOutputs(ports, None, DATA))
+        outputs_read(find_task("segmentation"), ModelOutputs(ports, None, DATA))

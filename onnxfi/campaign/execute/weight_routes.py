@@ -12,7 +12,7 @@ from onnxfi.campaign.execute.route_cache import GoldenCheck, RouteCache
 from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.sites import Index
 from onnxfi.faults.space import Target
-from onnxfi.faults.trials import Faults, apply_separately, concatenate
+from onnxfi.faults.trials import Faults, apply_separately, concatenate_faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.loading import by_target
 from onnxfi.graph.partition.route import Route
@@ -122,7 +122,7 @@ class WeightRoutes:
         if any(len(faults) != 1 for faults in trials):
             return [self.trial_faults(faults) for faults in trials]
         model, segmentation = self.segmented.segmentation.model, self.segmented.segmentation
-        rows = bind_models(model, concatenate(trials))
+        rows = bind_models(model, concatenate_faults(trials))
         words = apply_separately(rows, model.stored(rows)).after
         path = segmentation.alone(rows.targets[int(rows.sites.target[0])])
         assert words is not None and path is not None  # the route of these trials has one

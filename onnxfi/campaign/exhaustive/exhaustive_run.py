@@ -25,7 +25,7 @@ from onnxfi.campaign.exhaustive.outcome_table import (
     write_outcome_table,
 )  # fmt: skip
 from onnxfi.campaign.plan.plan import make_plan
-from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, Proofs, agree, flip, numbers, on_cpu
+from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, Proofs, agree, as_numbers, flip, on_cpu
 from onnxfi.campaign.proved.unproved_runs import BatchOutcome, TensorRuns
 from onnxfi.campaign.run.campaign_record import identity
 from onnxfi.campaign.spec.campaign import Campaign
@@ -209,7 +209,7 @@ class ExhaustiveRun:
         """Return the class of each fault and sample, from the stored and the faulty words; UNKNOWN without a proof."""
         if proofs is None:
             return np.full((len(elements), len(self.top)), UNKNOWN, np.int16)
-        return proofs.classes(elements, *numbers(target, before, after))
+        return proofs.classes(elements, *as_numbers(target, before, after))
 
     def _tally(
         self, table: TensorTable, runs: TensorRuns, faults: _Sites,

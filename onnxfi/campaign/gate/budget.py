@@ -10,9 +10,9 @@ from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import AdaptiveFaults, BerSweep, Exhaustive, Replay, SingleFaults
-from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, brief, refuse_unknown, share, types_of
+from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, brief, refuse_unknown, share_field, types_of
 from onnxfi.campaign.spec.spec_file import read_campaign_fields
-from onnxfi.campaign.spec.yaml_fields import YamlNode, built, plain, read_fields, read_yaml
+from onnxfi.campaign.spec.yaml_fields import YamlNode, built, plain_values, read_fields, read_yaml
 from onnxfi.errors import SpecError, closest
 from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
 from onnxfi.tasks.task import Metric
@@ -185,7 +185,7 @@ class Budget(CheckedFields):
 
     campaign: Campaign
     limits: tuple[Limit, ...] = ()
-    confidence: float = share(0.99, "0.99")
+    confidence: float = share_field(0.99, "0.99")
     time_s: float | None = bounded(None, lambda time: 0 < time < math.inf, "seconds above 0, or leave it out")
 
     def __post_init__(self) -> None:
@@ -360,10 +360,10 @@ def print_budget(budget: Budget) -> str:
     """
     import yaml
 
-    campaign = plain(budget.campaign)
+    campaign = plain_values(budget.campaign)
     campaign.pop("model")
     values: dict[str, Any] = {"version": VERSION, "confidence": budget.confidence}
     if budget.time_s is not None:
         values["time_s"] = budget.time_s
-    values |= {"campaign": campaign, "limits": [plain(limit) for limit in budget.limits]}
+    values |= {"campaign": campaign, "limits": [plain_values(limit) for limit in budget.limits]}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -103,16 +103,16 @@ def generation_rows(model: Model, space: ActivationSpace) -> list[Activation]:
     for name, held in space.positions.items():
         if held.cache:
             target = Target(
-                name, WORDS[space.types[name]], space.shapes[name], KV_CACHE, layer=layer_of(name), positions=held
+                name, WORDS[space.types[name]], space.shapes[name], KV_CACHE, layer=cache_layer(name), positions=held
             )
             rows.append(Activation(target, "", name, space.shapes[name], default=True))
     return rows
 
 
-def layer_of(name: str) -> str:
+def cache_layer(name: str) -> str:
     """Return the layer of a tensor of the cache, as reports call it.
 
-    >>> layer_of("past_key_values.3.value"), layer_of("past_key_values.0.encoder.key")
+    >>> cache_layer("past_key_values.3.value"), cache_layer("past_key_values.0.encoder.key")
     ('cache.3.V', 'cache.0.encoder.K')
     """
     parts = [{"key": "K", "value": "V"}.get(part, part) for part in name.split(".")[1:]]

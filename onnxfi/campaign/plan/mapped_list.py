@@ -19,7 +19,7 @@ from onnxfi.errors import SpecError
 from onnxfi.faults.faultlist import Header, LineReader, trial_lines
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
-from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults
+from onnxfi.faults.trials import Faults, Sampler, concatenate_faults, draw_faults
 from onnxfi.graph.write.output_file import atomic_files
 
 #: Suffix that protections give a tensor whose own name the protected tensor has taken.
@@ -97,7 +97,7 @@ def map_list(made: Plan, onto: FaultTargets, file: str, out: Path) -> MappedList
             if space is not None and isinstance(design, BerSweep):
                 how = Sampler("ber", rate=made.strata[stratum].ber or 0.0, seed=design.seed)
                 parts.append(onto.placed(onto.onto(draw_faults(space, how, event, trial, part=1))))
-            both = concatenate([part for part in parts if len(part)] or parts[:1])
+            both = concatenate_faults([part for part in parts if len(part)] or parts[:1])
             lines = (
                 trial_lines(trial, both, Sampler("sites"), ()) if len(both) else [no_faults_line(trial, design.seed)]
             )

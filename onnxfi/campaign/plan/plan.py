@@ -36,7 +36,7 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, LineReader, event_line, single_lines, trial_lines
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
-from onnxfi.faults.trials import CONDITION_SAMPLERS, Faults, Sampler, concatenate, draw_faults, single_faults
+from onnxfi.faults.trials import CONDITION_SAMPLERS, Faults, Sampler, concatenate_faults, draw_faults, single_faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.targets import target_notes
 from onnxfi.graph.write.faulty_copy import OnProgress
@@ -233,7 +233,7 @@ class Plan:
         drawn = []
         for number, (space, how, event) in enumerate(self._parts):
             drawn.append(self.fault_targets.onto(draw_faults(space, how, event, trial, part=number)))
-        return concatenate(drawn)
+        return concatenate_faults(drawn)
 
     def _singles(self) -> Iterator[PlannedTrial]:
         """Trials of one event each, planned in blocks."""

@@ -120,7 +120,7 @@ class CampaignProofs:
         flips = [flip(target, *site) for site in zip(elements.tolist(), bit.tolist(), strict=True)]
         for n, found in enumerate(runs.run(flips, every)):
             one = slice(n, n + 1)
-            [classes] = proofs.classes(elements[one], *numbers(target, before[one], after[one]))
+            [classes] = proofs.classes(elements[one], *as_numbers(target, before[one], after[one]))
             for outcome in [] if isinstance(found, Judgement) else found:
                 agree(outcome, classes, f"{target.id}[{elements[n]}]:{bit[n]}")
 
@@ -130,7 +130,7 @@ def on_cpu(executor: TrialExecutor) -> bool:
     return executor.opened.campaign.engine.engine != "onnxruntime" or executor.opened.provider == CPU
 
 
-def numbers(target: Target, *words: NDArray[np.uint64]) -> tuple[NDArray[Any], ...]:
+def as_numbers(target: Target, *words: NDArray[np.uint64]) -> tuple[NDArray[Any], ...]:
     """Return words as numbers of the type of a target."""
     size = np.dtype(f"u{(target.word.bits + 7) // 8}")
     return tuple(some.astype(size).view(target.dtype) for some in words)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, Proofs, agree, numbers
+from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, Proofs, agree, as_numbers
 from onnxfi.campaign.proved.unproved_runs import BatchOutcome, TensorRuns
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults.faultlist import Header
@@ -155,13 +155,13 @@ class ProofExecutor(TrialExecutor):
         for row in np.flatnonzero(~alone).tolist():
             elements, before, after = words[row]
             if len(elements) <= _MOST_FAULTS:
-                found[row] = proofs.several(elements, *numbers(target, before, after))
+                found[row] = proofs.several(elements, *as_numbers(target, before, after))
         rows = np.flatnonzero(alone)
         if not len(rows):
             return found
         elements, before, after = (np.concatenate(column) for column in zip(*[words[row] for row in rows], strict=True))
         for mine in rows_apart(proofs.channel_of(elements), elements):
-            found[rows[mine]] = proofs.classes(elements[mine], *numbers(target, before[mine], after[mine]))
+            found[rows[mine]] = proofs.classes(elements[mine], *as_numbers(target, before[mine], after[mine]))
         return found
 
     def _words(self, faults: Faults) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:

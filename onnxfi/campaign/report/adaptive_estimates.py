@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.results.store import Store, declared_task
-from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds, probabilities
+from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds, stratum_probabilities
 from onnxfi.statistics.adaptive import (
     Allocation,
     Floats,
@@ -24,7 +24,7 @@ from onnxfi.statistics.adaptive import (
     Scores,
     asymptotic_interval,
     coefficients,
-    concatenate,
+    concatenate_scores,
     confidence_sequence,
     prepare_draws,
     score,
@@ -71,7 +71,7 @@ class AdaptiveRecord:
         """Read the complete rounds of a store."""
         strata, rounds, trials = store.strata(), list[Drawn](), list[int]()
         for number, (draws, here) in enumerate(complete_rounds(store), 1):
-            rounds.append(Drawn(probabilities(store, number), draws.stratum, draws.half_width, draws.weight))
+            rounds.append(Drawn(stratum_probabilities(store, number), draws.stratum, draws.half_width, draws.weight))
             trials += here
         task = declared_task(store)
         metrics = tuple(metric for metric in task.reports if metric.bounds == (0, 1))
@@ -129,7 +129,7 @@ class AdaptiveRecord:
                 draws = prepare_draws(known.restricted_to(strata), drawn[inside], one.aim, one.weight)
                 parts.append(score(draws, x[inside], total))
                 total += float(x[inside].sum())
-        return concatenate(parts) if parts else None
+        return concatenate_scores(parts) if parts else None
 
     def with_values(self, values: Floats) -> AdaptiveRecord:
         """Return the record with other values of its headline rate ([T], in the order of the draws), and no other."""

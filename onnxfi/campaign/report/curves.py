@@ -94,7 +94,8 @@ class Figure:
         with _style():
             canvas = self.draw()
             named = "Subject" if kind == "pdf" else "Description"
-            metadata: dict[str, Any] = {"Title": plain(self.title, _ANY), named: plain(self.text, _ANY)}
+            title, text = (printable_name(one, _ANY) for one in (self.title, self.text))
+            metadata: dict[str, Any] = {"Title": title, named: text}
             metadata |= _NO_DATES[kind]
             canvas.savefig(stream, format=kind, dpi=300, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
         return stream.getvalue()
@@ -144,7 +145,7 @@ def needs(package: str) -> None:
         raise OutputError(f"{package} is not installed; pip install 'onnxfi[report]'")
 
 
-def plain(text: str, most: int = _LONGEST_NAME) -> str:
+def printable_name(text: str, most: int = _LONGEST_NAME) -> str:
     """Return a name on one line, without control characters, cut in its middle where it is long."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
@@ -220,7 +221,7 @@ def _curves(series: Series, metric: Metric, scattered: Sequence[Scattered] = (),
         if metric.silent and (lost := lost_answers(one)):
             both = [(at, 100 * lost[key].estimate) for at, (key, _) in zip(x, rows, strict=True) if key in lost]
             axes.plot(*zip(*both, strict=True), ":", color=colour, linewidth=1.2, label="with DUE")
-        axes.plot(x, y, dash, marker=mark, color=colour, markersize=4, linewidth=1.4, label=plain(label, 40))
+        axes.plot(x, y, dash, marker=mark, color=colour, markersize=4, linewidth=1.4, label=printable_name(label, 40))
         if not many:  # more of them run into one grey
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.8)
@@ -286,7 +287,7 @@ def _violins(series: Series, metric: Metric, scattered: Sequence[Scattered]) -> 
         for body in bodies:
             body.set(facecolor=COLOURS[k % len(COLOURS)], alpha=0.5)
         drawn["cmedians"].set(color=COLOURS[k % len(COLOURS)])
-        axes.plot([], [], color=COLOURS[k % len(COLOURS)], linewidth=6, alpha=0.5, label=plain(label, 40))
+        axes.plot([], [], color=COLOURS[k % len(COLOURS)], linewidth=6, alpha=0.5, label=printable_name(label, 40))
     axes.set_xticks(range(len(keys)), keys)
     rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
     axes.set(xlabel=rates, ylabel=metric.axis, ylim=(-3, 103))
@@ -326,7 +327,7 @@ def _stacks(parts: Sequence[tuple[str, list[tuple[str, Any]]]], rate: str) -> Ca
             axes.bar(range(len(rows)), heights, 0.7, bottom=bottom, label=name, **look)
             bottom += heights
         axes.set_xticks(range(len(rows)), [key for key, _ in rows])
-        axes.set(ylabel="Answers (%)", ylim=(0, 100), title=plain(label, 40) if len(parts) > 1 else "")
+        axes.set(ylabel="Answers (%)", ylim=(0, 100), title=printable_name(label, 40) if len(parts) > 1 else "")
     panels[-1].set_xlabel(rate)
     handles, names = panels[-1].get_legend_handles_labels()
     panels[-1].legend(handles, names, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3)

@@ -89,7 +89,7 @@ def differences(found: Sequence[CampaignRates]) -> list[Difference]:
     return rows
 
 
-def sentences(rows: Sequence[Difference]) -> Iterator[str]:
+def difference_sentences(rows: Sequence[Difference]) -> Iterator[str]:
     """Yield where a campaign does better or worse than the first, a sentence for each metric."""
     for (label, _), group in groupby(rows, key=lambda row: (row.second_label, row.metric)):
         here = list(group)

@@ -33,7 +33,7 @@ from onnxfi.campaign.report.curves import (
     new_canvas,
     numbers_text,
     outcomes_figure,
-    plain,
+    printable_name,
 )
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import layer_bit_cells, report_labels
@@ -119,7 +119,7 @@ def coverage_figure(name: str, points: Sequence[tuple[str, float, Interval]], wh
             at, low = 1e3 * cost, 100 * (coverage.estimate - coverage.low)
             axes.errorbar(
                 [at], [100 * coverage.estimate], [[low], [100 * (coverage.high - coverage.estimate)]], color=colour,
-                fmt=mark, label=plain(label), capsize=2,
+                fmt=mark, label=printable_name(label), capsize=2,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -195,7 +195,7 @@ def _by_layer(
         ax.set(xlabel=metric.axis, xlim=(0, _top(keyed, keys, metric.name)))
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(axis="x", alpha=0.25, linewidth=0.5)
-    axes[0].set_yticks(range(len(keys)), [plain(key) for key in keys], fontsize=8)
+    axes[0].set_yticks(range(len(keys)), [printable_name(key) for key in keys], fontsize=8)
     axes[0].set_ylim(len(keys) - 0.4, -0.6)
     axes[0].set_ylabel("Layer (name)")
     _legend(canvas, axes[0], names)
@@ -217,7 +217,7 @@ def _by_bit(
     step = 1 if len(keys) <= 12 else 2 if len(keys) <= 20 else 4
     marked = [k for k, bit in enumerate(keys) if not bit.isdecimal() or int(bit) % step == 0]
     fields = not all(key.isdecimal() for key in keys)
-    axes[-1].set_xticks(marked, [plain(keys[k]) for k in marked], rotation=60 if fields else 0)
+    axes[-1].set_xticks(marked, [printable_name(keys[k]) for k in marked], rotation=60 if fields else 0)
     named = "Bits (field of the word)" if fields else "Bit (position, 0 is the lowest)"
     axes[-1].set(xlabel=named, xlim=(-0.7, len(keys) - 0.3))
     canvas.align_ylabels()
@@ -229,7 +229,7 @@ def _bar(k: int, names: Sequence[str]) -> dict[str, Any]:
     hatches = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
     return {
         "color": COLOURS[k % len(COLOURS)], "hatch": hatches[k % len(hatches)], "edgecolor": "white", "linewidth": 0,
-        "label": plain(names[k], 40), "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#222222"},
+        "label": printable_name(names[k], 40), "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#222222"},
     }  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) 
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     shares = np.array([[100 * row.get(column, np.nan) for column in columns] for row in values.values()])
     rows = (f"{row}: " + ", ".join(f"{c} {100 * x:.1f} %" for c, x in cells.items()) for row, cells in values.items())
-    text, ticks = "; ".join(rows) + ".", dict(enumerate(map(plain, columns)))
+    text, ticks = "; ".join(rows) + ".", dict(enumerate(map(printable_name, columns)))
     return Figure(name, title, title, text, lambda: _heat(shares, list(values), ticks, named, 100.0, numbers=True))
 
 
@@ -317,9 +317,8 @@ def learning_curves(name: str, title: str, curves: Mapping[str, Sequence[float]]
         axes = canvas.subplots()
         for (one, shares), colour, mark in zip(curves.items(), cycle(COLOURS), cycle(MARKS), strict=False):
             epochs = range(1, len(shares) + 1)
-            axes.plot(
-                epochs, [100 * share for share in shares], color=colour, marker=mark, label=plain(one, _LONGEST_CURVE)
-            )
+            curve = printable_name(one, _LONGEST_CURVE)
+            axes.plot(epochs, [100 * share for share in shares], color=colour, marker=mark, label=curve)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("Epoch")
         axes.set_ylabel(label)
@@ -346,7 +345,7 @@ def _heat(
     for (y, x), share in np.ndenumerate(shares) if numbers else ():
         if np.isfinite(share):
             axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="black" if share > end / 2 else "white")
-    axes.set_yticks(range(down), [plain(row) for row in rows], fontsize=8)
+    axes.set_yticks(range(down), [printable_name(row) for row in rows], fontsize=8)
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlabel=named[1], ylabel=named[0], ylim=(down - 0.5, -0.5))
     pad = 0.62 / canvas.get_figheight()

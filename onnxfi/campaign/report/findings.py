@@ -150,7 +150,7 @@ class Curve:
 # Sentences
 
 
-def verdict(found: CampaignRates) -> Iterator[str]:
+def findings(found: CampaignRates) -> Iterator[str]:
     """Yield the findings of a campaign, the gravest first."""
     sweep = len(found.by_rate) > 1
     yield from sweep_sentences(found) if sweep else single_sentences(found)

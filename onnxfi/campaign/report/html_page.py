@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.execute.trial_answers import changed_answers
-from onnxfi.campaign.report.curves import Figure, needs, plain
-from onnxfi.campaign.report.differences import NOTHING_SHARED, differences, sentences
+from onnxfi.campaign.report.curves import Figure, needs, printable_name
+from onnxfi.campaign.report.differences import NOTHING_SHARED, difference_sentences, differences
 from onnxfi.campaign.report.figures import element_figures
-from onnxfi.campaign.report.findings import WIDEST, any_bit, design, listed, measured, silent_metric, verdict
+from onnxfi.campaign.report.findings import WIDEST, any_bit, design, findings, listed, measured, silent_metric
 from onnxfi.campaign.report.page_data import (
     MOST_TRIALS,
     HarmfulTrial,
@@ -178,7 +178,7 @@ def page(
         "digests": {"style": _digest(style), "scripts": [_digest(one) for one in scripts]},
         "shows": [_shown(one, label, elements) for one, label in zip(found, labels, strict=True)],
         "columns": [m.label for m in shown], "accuracy": found[0].task.accuracy,
-        "apart": {"sentences": list(sentences(rows)) or [NOTHING_SHARED], "rows": rows} if beside else None,
+        "apart": {"sentences": list(difference_sentences(rows)) or [NOTHING_SHARED], "rows": rows} if beside else None,
         "compared": [(row, _line(row.fold, shown)) for row in comparison_rows(found)] if beside else [],
     }  # fmt: skip
     asked = [(one.store, worst_trials(one, answers)) for one in found if answers]
@@ -218,7 +218,7 @@ def _image(figure: Figure) -> str:
 
 
 def _plain(text: object) -> str:
-    return plain(str(text), 1 << 20)
+    return printable_name(str(text), 1 << 20)
 
 
 def _prose(text: object) -> str:
@@ -255,7 +255,7 @@ def _shown(one: CampaignRates, label: str, elements: Sequence[str] = ()) -> dict
         "columns": [m.label for m in shown], "golden": task.view(task.golden_names), "harms": harm_metrics(task),
         "tiles": [(m, one.everything.rate(m.name)) for m in tiles] if len(one.by_rate) < 2 else [],
         "label": label, "report": one, "model": model_name(one), "design": design(one),
-        "verdict": list(verdict(one)), "cautions": list(filter(None, (too_few(one),))),
+        "verdict": list(findings(one)), "cautions": list(filter(None, (too_few(one),))),
         "harmful": harmful(one), "recipes": recipes(one),
         "command": command_of(spec, one.store.name), "over": swept_over(one), "measured": measured(one)[0],
         "silent": silent_metric(task), "any_bit": any_bit(one), **_network(one),

@@ -15,7 +15,7 @@ _EARLY = 200
 _NO_NEWS = 0.5
 
 
-def sentences(ranking: Ranking) -> Iterator[str]:
+def ranking_sentences(ranking: Ranking) -> Iterator[str]:
     """Yield what a ranking says, a sentence a line."""
     standing, rows, by = ranking.standing, list(ranking.rows()), ranking.by
     top = min(standing.top, len(rows))

@@ -31,7 +31,7 @@ from onnxfi.statistics.adaptive import (
     Scores,
     allocate_round,
     asymptotic_interval,
-    concatenate,
+    concatenate_scores,
     confidence_sequence,
     prepare_draws,
     round_size,
@@ -210,7 +210,7 @@ class Seen:
         scores = score(draws, values, total)
         return Seen(
             self.moments.add(draws.stratum, values),
-            scores if before is None else concatenate([before, scores]),
+            scores if before is None else concatenate_scores([before, scores]),
             self.rounds + 1,
             ranked,
         )
@@ -296,11 +296,11 @@ def _known(store: Store, number: int, layout: Layout, seen: Seen) -> Known | Non
     left = layout.sizes - seen.moments.n
     length = store.get("length")
     standing = seen.ranked.standing(int(length["top"]), float(length["margin"]))
-    chances = probabilities(store, number)
+    chances = stratum_probabilities(store, number)
     return Allocation(left, chances, *shrunken_moments(layout.parents, seen.moments)), standing.aims
 
 
-def probabilities(store: Store, number: int) -> Floats:
+def stratum_probabilities(store: Store, number: int) -> Floats:
     """Return the probability of each stratum in a round ([strata])."""
     asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
     return np.array([chance for (chance,) in store.db.execute(asked, (number,))])

@@ -32,9 +32,9 @@ from onnxfi.campaign.spec.flat_fields import (
     flat_fields,
     given_fields,
     named,
-    plain,
+    plain_fields,
     refuse_unknown,
-    share,
+    share_field,
     types_of,
 )  # fmt: skip
 from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, MemorySettings, NeuronSettings, Scoring
@@ -85,7 +85,7 @@ class Campaign(CheckedFields):
     neurons: NeuronSettings = field(default_factory=NeuronSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     #: Of every interval, and of the margin that a sample is sized for.
-    confidence: float = share(0.99, "0.99", **LENGTH)
+    confidence: float = share_field(0.99, "0.99", **LENGTH)
     #: Units that reports call layers.
     layers: Layers = "modules"
     allow_links: bool = field(default=False, metadata=PLACE)
@@ -100,7 +100,7 @@ class Campaign(CheckedFields):
                 "a campaign names the file of its model, which is opened again; give the path, or onnxfi.run(model, …)",
                 "model",
             )
-        given = plain({"model": model, "data": data, **fields})
+        given = plain_fields({"model": model, "data": data, **fields})
         values = {n: v for n, v in given.items() if n in types_of(Campaign) and isinstance(v, CheckedFields)}
         own = {name: value for name, value in given.items() if name not in values}
         for value in values.values():
@@ -176,7 +176,7 @@ class Campaign(CheckedFields):
         'ber'
         """
         refuse_unknown(given, Campaign)
-        given = plain(given)
+        given = plain_fields(given)
         known, fitting = flat_fields(Campaign), flat_fields(chosen_design(given) or type(self.design))
         gone = {name for one in DESIGNS for name in flat_fields(one)} - fitting.keys()
         gone |= {known[name].metadata.get("replaces", "") for name in given}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
-from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, flat_fields, named, share, typed, within
+from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, flat_fields, named, share_field, typed, within
 from onnxfi.errors import SpecError
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.sampling import check_rate
@@ -189,7 +189,7 @@ class SingleFaults(CheckedFields):
     sampler: ClassVar[str] = "count"
 
     trials: int | None = within(None, 1, MOST, replaces="margin", **LENGTH)
-    margin: float | None = share(None, "0.01", replaces="trials", **LENGTH)
+    margin: float | None = share_field(None, "0.01", replaces="trials", **LENGTH)
     per: Per = "network"
     draw: FaultDraw = field(default_factory=FaultDraw)
     seed: int = _seed()
@@ -219,8 +219,8 @@ class AdaptiveFaults(CheckedFields):
     sampler: ClassVar[str] = "count"
 
     rate: str = CLASSIFICATION.headline
-    margin: float | None = share(None, "0.01", **LENGTH)
-    relative_margin: float | None = share(None, "0.1", replaces="margin", **LENGTH)
+    margin: float | None = share_field(None, "0.01", **LENGTH)
+    relative_margin: float | None = share_field(None, "0.1", replaces="margin", **LENGTH)
     method: Method = "guaranteed"
     rank: RankedParts = "none"
     top: int = within(5, 1, MOST, **LENGTH)

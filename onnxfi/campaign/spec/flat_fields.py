@@ -64,7 +64,7 @@ def within(default: Any, least: int, most: int, **metadata: Any) -> Any:
     return bounded(default, lambda n: least <= n <= most, f"{least:,} to {most:,}", **metadata)
 
 
-def share(default: Any, example: str, **metadata: Any) -> Any:
+def share_field(default: Any, example: str, **metadata: Any) -> Any:
     """Return a dataclass field of shares, neither 0 nor 1."""
     return bounded(default, lambda s: 0 < s < 1, f"a share between 0 and 1, as {example}", **metadata)
 
@@ -123,7 +123,7 @@ def build(kind: Any, given: Mapping[str, Any]) -> Any:
         raise
 
 
-def plain(given: Mapping[str, Any]) -> dict[str, Any]:
+def plain_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat fields as a file has them: numbers and arrays of numpy as those of Python, code by its name.
 
     A fault model becomes its text, and a class, function, metric or task ``module:name``. SpecError for one that no
@@ -132,7 +132,7 @@ def plain(given: Mapping[str, Any]) -> dict[str, Any]:
     >>> from fractions import Fraction
     >>> import numpy as np
     >>> from onnxfi.faults.models import Flip
-    >>> plain({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": Flip, "metric": [Fraction]})
+    >>> plain_fields({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": Flip, "metric": [Fraction]})
     {'ber': [0.25, 0.5], 'seed': 3, 'fault': 'flip', 'metric': ['fractions:Fraction']}
     """
     return {name: _plain(value, name) for name, value in given.items()}

@@ -16,7 +16,7 @@ from onnxfi.campaign.spec.yaml_fields import (
     built,
     compose,
     flat_types,
-    plain,
+    plain_values,
     read_fields,
     read_mix_part,
     read_yaml,
@@ -104,7 +104,7 @@ def print_spec(campaign: Campaign) -> str:
     ber:
     - 1.0e-06
     """
-    return _dumped({"version": VERSION, **plain(campaign)})
+    return _dumped({"version": VERSION, **plain_values(campaign)})
 
 
 def _dumped(values: dict[str, Any], **how: Any) -> str:
@@ -142,7 +142,7 @@ def command_line(campaign: Campaign, store: str = "") -> str:
 
 
 def _on_one_line(part: FaultMixPart) -> str:
-    text = _dumped(plain(part), default_flow_style=True, width=1 << 20)
+    text = _dumped(plain_values(part), default_flow_style=True, width=1 << 20)
     return text.strip().removeprefix("{").removesuffix("}")
 
 

@@ -142,9 +142,9 @@ def read_mix_part(place: YamlNode) -> FaultMixPart:
     return part
 
 
-def plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Return a dataclass as plain values for YAML: every flat field that is not at its default."""
     if dataclasses.is_dataclass(value):
         known = flat_types(type(value))
-        return {name: plain(one) for name, one in given_fields(value).items() if name in known}
-    return [plain(one) for one in value] if isinstance(value, tuple) else value
+        return {name: plain_values(one) for name, one in given_fields(value).items() if name in known}
+    return [plain_values(one) for one in value] if isinstance(value, tuple) else value

@@ -334,7 +334,7 @@ def _call_by_sample(
     g.restore(g.add("Transpose", faulty, perm=[1, 0, 2]), shape, name=result)
 
 
-def declared_types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]:
+def value_info_types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]:
     """Return the types to declare in value_info, from which the runtime can prove that it may scatter in place.
 
     Types inside bodies are left out, as inferred ones need not hold in every iteration, and those that only the file

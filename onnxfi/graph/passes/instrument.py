@@ -27,7 +27,7 @@ from onnxfi.graph.passes.fault_operators import (
     allow_functions,
     call_operator,
     check_values,
-    declared_types,
+    value_info_types,
 )  # fmt: skip
 from onnxfi.graph.passes.graph_edit import Insert, insert_behind, used_names
 from onnxfi.graph.passes.model_pass import ModelPass
@@ -143,7 +143,7 @@ class ArmFaults(ModelPass[Armed]):
             ready.update(operator.columns)
             inserts[a.path, a.name] = _armed_site(library.name_of(operator), operator, a, number, armed.prefix)
         if self.sites:
-            insert_behind(proto, inserts, declared_types(self.sites))
+            insert_behind(proto, inserts, value_info_types(self.sites))
             _add_inputs(armed, sorted(ready))
             library.write()
             table = proto.metadata_props.add()
@@ -221,7 +221,7 @@ class BakeFaults(ModelPass[None]):
             for site, faults in by_site.items()
         }
         if self.faults:
-            insert_behind(proto, inserts, declared_types([faults[0].activation for faults in by_site.values()]))
+            insert_behind(proto, inserts, value_info_types([faults[0].activation for faults in by_site.values()]))
             library.write()
         if self.inline:
             _inline_functions(proto)

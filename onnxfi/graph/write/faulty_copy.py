@@ -23,7 +23,7 @@ import numpy as np
 
 from onnxfi.errors import FaultListError, ModelError, OutputError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.trials import Faults, apply_faults, concatenate
+from onnxfi.faults.trials import Faults, apply_faults, concatenate_faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.byte_source import ByteSource
 from onnxfi.graph.model.loading import Model, by_target
@@ -326,7 +326,7 @@ def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
 
     Raises FaultListError if the model does not hold the words that the faults left.
     """
-    rows = concatenate([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
+    rows = concatenate_faults([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
     held = model.stored(rows)
     places, newest, group = np.unique(
         np.stack([rows.sites.target, rows.sites.index]), axis=1, return_index=True, return_inverse=True

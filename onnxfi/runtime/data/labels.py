@@ -68,10 +68,10 @@ def checked(labels: Array, rows: int, what: str, *, limited: bool = False) -> La
     return labels
 
 
-def joined(parts: Sequence[Labels]) -> Labels:
+def join_labels(parts: Sequence[Labels]) -> Labels:
     """Return the labels of several batches as one array; boxes get as many rows as the most in one sample.
 
-    >>> joined([np.zeros((1, 2, 5)), np.zeros((1, 1, 5))]).shape
+    >>> join_labels([np.zeros((1, 2, 5)), np.zeros((1, 1, 5))]).shape
     (2, 2, 5)
     """
     most = max((part.shape[1] for part in parts if part.ndim == 3), default=0)

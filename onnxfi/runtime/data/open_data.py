@@ -26,9 +26,8 @@ from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.in_memory import named_arrays, synthetic
 from onnxfi.runtime.data.label_files import LABEL_FILES, Samples, read_labels
-from onnxfi.runtime.data.labels import Labels
+from onnxfi.runtime.data.labels import Labels, join_labels
 from onnxfi.runtime.data.labels import checked as checked_labels
-from onnxfi.runtime.data.labels import joined as join_labels
 from onnxfi.runtime.data.npz import read_headers, read_npz
 from onnxfi.runtime.data.texts import holds_texts, read_texts
 from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name

@@ -14,7 +14,7 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, sites_digest, trial_lines
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Consumer, FaultSpace, Selector, Sites, check_disjoint
-from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults, fault_model, faults_at_named_sites
+from onnxfi.faults.trials import Faults, Sampler, concatenate_faults, draw_faults, fault_model, faults_at_named_sites
 from onnxfi.graph.model.dequantize import describe_scheme, with_dequantized
 from onnxfi.graph.model.loading import Model, ModelLike, load
 from onnxfi.graph.write.faulty_copy import (
@@ -357,7 +357,7 @@ def replay(model: ModelLike, faults: FaultList) -> Sample:
     model = load(model)
     faults.check_model(model.digest)
     trials = _trials(model, faults)
-    listed = concatenate([rows for _, rows in trials])
+    listed = concatenate_faults([rows for _, rows in trials])
     placed, _ = look_up_words(model, listed)
     for recorded, found in ((listed.before, placed.before), (listed.after, placed.after)):
         if recorded is not None and found is not None and not np.array_equal(recorded, found):

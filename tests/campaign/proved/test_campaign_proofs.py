@@ -9,7 +9,7 @@ import pytest
 from tiny_campaigns import mlp, samples
 
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, agree, flip, numbers
+from onnxfi.campaign.proved.campaign_proofs import CampaignProofs, agree, as_numbers, flip
 from onnxfi.campaign.proved.proof_executor import ProofExecutor, open_executor
 from onnxfi.campaign.proved.unproved_runs import BatchOutcome
 from onnxfi.campaign.spec.campaign import Campaign
@@ -30,7 +30,7 @@ def test_proofs_are_of_weights_that_fit(tmp_path: Path) -> None:
     assert found["w2"] is not None and found["w2"].cheap and found["w2"].cost_bytes > 0
     assert found["b1"] is None  # an Add reads it
     assert CampaignProofs(executor, golden, most_bytes=10).of(targets["w2"]) is None
-    [before, after] = numbers(targets["w2"], np.array([0x3F800000], np.uint64), np.array([0x40000000], np.uint64))
+    [before, after] = as_numbers(targets["w2"], np.array([0x3F800000], np.uint64), np.array([0x40000000], np.uint64))
     assert before.tolist() == [1.0] and after.tolist() == [2.0]
     assert str(flip(targets["w2"], 3, 30)[0].site) == "w2[3]:30"
 

@@ -10,7 +10,7 @@ import pytest
 from reported_campaigns import campaign, singles, sweep
 from tiny_campaigns import ran, samples, save
 
-from onnxfi.campaign.report.curves import plain
+from onnxfi.campaign.report.curves import printable_name
 from onnxfi.campaign.report.figures import figures, write_figures
 from onnxfi.campaign.report.html_page import page
 from onnxfi.campaign.report.report import report
@@ -78,5 +78,5 @@ def test_what_a_figure_needs_and_a_store_lacks_is_said(here: Path) -> None:
 
 
 def test_many_layers_and_long_names(here: Path) -> None:
-    assert plain("features.block.conv2.weight.of.a.long.name") == "features.bl….a.long.name"
-    assert len(plain("x" * 100)) == 24 and plain("a\nb\x1b") == "a\\nb\\x1b"
+    assert printable_name("features.block.conv2.weight.of.a.long.name") == "features.bl….a.long.name"
+    assert len(printable_name("x" * 100)) == 24 and printable_name("a\nb\x1b") == "a\\nb\\x1b"

@@ -13,12 +13,12 @@ from onnxfi.campaign.report.findings import (
     any_bit,
     cost_sentences,
     design,
+    findings,
     harm_shares,
     lost_answers,
     measured,
     shares,
     turned_into_due,
-    verdict,
 )
 from onnxfi.campaign.report.rates import CampaignRates, Fold, MetricEstimate
 from onnxfi.campaign.results.store import Store
@@ -103,7 +103,7 @@ def test_harm_belongs_to_layers_and_bits_as_sites_do(here: Path, fields: dict[st
 
 def test_the_verdict_begins_with_the_gravest(here: Path) -> None:
     found = singles(here, bits="30", margin=0.05)
-    first, second, *others = verdict(found)
+    first, second, *others = findings(found)
     assert first.startswith("One flipped bit changes one answer in ") and "SDC-1" in first
     assert second.startswith("The layer that suffers most") or second.startswith("Without faults top-1 is")
     assert any("DUE" in line for line in others) and all(line.endswith(".") for line in (first, second, *others))

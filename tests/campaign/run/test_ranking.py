@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_campaigns import mlp, ran, samples, tables
 
-from onnxfi.campaign.report.ranking_text import sentences
+from onnxfi.campaign.report.ranking_text import ranking_sentences
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.adaptive_rounds import Ranking, look_at
@@ -93,7 +93,7 @@ def test_layers_bits_and_channels_are_parts_too(place: Path, rank: str, monkeypa
 
 def test_the_report_says_what_is_settled_and_what_ties(place: Path) -> None:
     found = ranking(place / "tensor.db")
-    text = list(sentences(found))
+    text = list(ranking_sentences(found))
     first = next(found.rows()).name
     assert f"the first tensor of {len(found.names)} is settled: {first}" in text
     document = found.document()
@@ -103,7 +103,7 @@ def test_the_report_says_what_is_settled_and_what_ties(place: Path) -> None:
 def test_a_rate_that_never_occurs_ties_and_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     ran(campaign("layer", bits="0-3", rate="due"), place / "never.db")
-    (line,) = sentences(ranking(place / "never.db"))
+    (line,) = ranking_sentences(ranking(place / "never.db"))
     assert line.startswith("no layer has a rate that is surely above 0: all are below")
 
 

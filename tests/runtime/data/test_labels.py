@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import DataError
-from onnxfi.runtime.data.labels import KINDS, are_classes, as_kind, checked, joined, one_hot_columns
+from onnxfi.runtime.data.labels import KINDS, are_classes, as_kind, checked, join_labels, one_hot_columns
 
 BOX = [[[1.0, 0, 0, 4, 5], [np.nan] * 5]]
 READ: list[tuple[str, Any, Any]] = [
@@ -93,9 +93,9 @@ def test_classes_are_distinguished_from_other_labels() -> None:
 
 def test_boxes_of_batches_are_joined() -> None:
     one, other = np.zeros((2, 3, 6)), np.ones((1, 1, 6))
-    found = joined([one, other])
+    found = join_labels([one, other])
     assert found.shape == (3, 3, 6) and np.isnan(found[2, 1:]).all() and (found[2, 0] == 1).all()
-    assert joined([np.array([1]), np.array([2])]).tolist() == [1, 2]
+    assert join_labels([np.array([1]), np.array([2])]).tolist() == [1, 2]
 
 
 def test_labels_are_as_many_as_samples() -> None:

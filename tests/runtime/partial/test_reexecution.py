@@ -15,7 +15,7 @@ from tiny_campaigns import chance
 from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor
 from onnxfi.campaign.execute.weight_routes import faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.faults.trials import concatenate
+from onnxfi.faults.trials import concatenate_faults
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.partial.reexecution import FedWeights
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
@@ -103,7 +103,7 @@ def test_of_a_table_the_rows_that_are_looked_up_change_answers(nodes: str, tmp_p
     [table] = [t for t in bench.opened.model.targets if t.id == "table"]
     golden = stacked(bench.opened.run(bench.opened.session())).tobytes()
     for rows in ((0,), (1,), (2,), (3,), (4,), (5,), (1, 4), (1, 5)):
-        faults = concatenate([flips([table], [(8 * row + 3, 30)]) for row in rows])
+        faults = concatenate_faults([flips([table], [(8 * row + 3, 30)]) for row in rows])
         kind, found = routed(bench, faults)
         assert found is not None and kind == "partial"
         assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
