@@ -283,6 +283,29 @@ class Sampler:
         elif self.n < 0:
             raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
 
+    @classmethod
+    def given(cls, seed: int, *, per_tensor: bool = False, **ways: float | Sequence[str] | None) -> Sampler:
+        """Return the one choice that is given of several; InputError if it is not one.
+
+        >>> Sampler.given(1, ber=None, count=3, sites=None)
+        Sampler(kind='count', rate=0.0, n=3, seed=1)
+        """
+        given = {name: value for name, value in ways.items() if value is not None}
+        if len(given) != 1:
+            *some, last = ways
+            raise InputError(
+                f"exactly one of {', '.join(some)} and {last} says how many faults; "
+                f"given: {' and '.join(given) or 'none'}"
+            )
+        if per_tensor and "count" not in given:
+            raise InputError("per_tensor goes with count; give both")
+        ((name, value),) = given.items()
+        if not isinstance(value, float | int):
+            return cls(name, n=len(value), seed=seed)
+        if name == "count":
+            return cls("per-tensor" if per_tensor else name, n=value, seed=seed)  # type: ignore[arg-type]  # checked there
+        return cls(name.replace("_", "-"), rate=value, seed=seed)
+
     def expected_count(self, space: FaultSpace, model: FaultModel | None = None) -> float:
         """Return the expected number of faults; of a fault map it is known with the model."""
         if self.kind in CONDITION_SAMPLERS:

@@ -15,8 +15,8 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.model.graph_index import GraphIndex, Scope
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
+from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
 from onnxfi.graph.protection.loop_and_branch_bodies import carry_out, name_nodes_with_bodies
 from onnxfi.graph.protection.placement import Follower, Places, followed_bounds
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted
@@ -193,8 +193,8 @@ def _add_extent(proto: onnx.ModelProto, a: Activation) -> tuple[str, str]:
     flat = g.cast(g.add("Reshape", a.name, g.constant([-1])), "float64")
     some = g.add("Concat", flat, g.constant([np.inf], "float64"), axis=0)
     other = g.add("Concat", g.add("Neg", flat), g.constant([np.inf], "float64"), axis=0)
-    ends = g.add("Concat", *(_reduced(g, "ReduceMin", one) for one in (some, other)), axis=0)
-    total = _reduced(g, "ReduceSum", g.add("Concat", flat, g.constant([0.0], "float64"), axis=0))
+    ends = g.add("Concat", *(g.reduce("ReduceMin", one, keepdims=1) for one in (some, other)), axis=0)
+    total = g.reduce("ReduceSum", g.add("Concat", flat, g.constant([0.0], "float64"), axis=0), keepdims=1)
     count = g.cast(g.add("Shape", flat), "float64")
     sums = g.add("Concat", total, count, axis=0)
     graph.node.extend(g.nodes)
@@ -202,13 +202,6 @@ def _add_extent(proto: onnx.ModelProto, a: Activation) -> tuple[str, str]:
         carry_out(proto, a.path, ends, np.full(2, np.inf), "ReduceMin"),
         carry_out(proto, a.path, sums, np.zeros(2), "ReduceSum"),
     )
-
-
-def _reduced(g: NodeBuilder, op: str, value: str) -> str:
-    """Append a reduction of all numbers to one, [1]."""
-    if g.opset >= (13 if op == "ReduceSum" else 18):
-        return g.add(op, value, g.constant([0]), keepdims=1)
-    return g.add(op, value, axes=[0], keepdims=1)
 
 
 def prepared(engine: Engine, model: Model, proto: Any) -> Session:

@@ -13,7 +13,7 @@ from onnxfi.faults.space import NamePattern, Selector
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
-from onnxfi.graph.passes.bit_arithmetic import opset_of
+from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.numbers import optional_whole
@@ -121,7 +121,7 @@ def protect(
         )
     check_output_files(model, output_files(place, len(model.external)))
     runner = engine or OrtEngine(provider="cpu")
-    dry_run(runner, model.path or model.source.data or b"")
+    dry_run(runner, model.stored_form)
     if entries is None and selector is not None:
         _check_excluded(model, chosen, selector)
     origin = model.digest

@@ -124,7 +124,7 @@ def evaluate(
     """
     if time_axis is not None:
         spikes = with_spike_counts(load(model, allow_links=True), output, time_axis)
-        model, output = spikes.source.data or b"", spike_count_output(spikes.proto)
+        model, output = spikes.stored_form, spike_count_output(spikes.proto)
     kind = "auto" if time_axis is None else "counts"
     engine, model = driven(task, engine or engine_of()), stored_form(model)
     dry_run(engine, model, data if isinstance(data, Data) else None)
@@ -132,7 +132,7 @@ def evaluate(
     if any("map(" in kind for kind in session.non_tensors.values()):
         scored, maps = with_map_scores(load(model, allow_links=True))
         if maps:
-            model, output = scored.source.data or b"", maps.get(output or "", output)
+            model, output = scored.stored_form, maps.get(output or "", output)
             session = engine.prepare(model)
     data = data if isinstance(data, Data) else open_samples(task, data, session.inputs)
     if any(port.dtype in ("int64", "int32") for port in session.inputs):

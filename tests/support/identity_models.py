@@ -14,7 +14,7 @@ from onnx import helper
 from onnxfi.faults.words import Word, Words
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.passes.bit_arithmetic import NUMBER
+from onnxfi.graph.passes.node_builder import NUMBER
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 

@@ -332,7 +332,7 @@ def _calibration(recorded: RecordedTrials, data: str | Path | None) -> Data | No
     if data is None:
         return None
     how = recorded.campaign.data
-    session = recorded.campaign.engine.open().prepare(recorded.model.path or recorded.model.source.data or b"")
+    session = recorded.campaign.engine.open().prepare(recorded.model.stored_form)
     return open_data(str(data), session.inputs, preprocess=how.preprocess, batch_axis=how.batch_axis)
 
 

@@ -7,7 +7,6 @@ import json
 import time
 
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.plan.open_model import served
 from onnxfi.errors import CampaignError, EngineError
 from onnxfi.graph.dataflow.random_nodes import find_random_node
 from onnxfi.runtime.data.sample_outputs import Outputs, same_runs
@@ -105,7 +104,7 @@ class GoldenRuns:
         """Return the outputs of the model's own file; the session is kept for `check_steady`, or it is checked now."""
         session, self._session = self._session, None
         if session is None:
-            session = self.opened.engine.prepare(served(self.opened.model))
+            session = self.opened.engine.prepare(self.opened.model.stored_form)
         run = self._run(session)
         if keep:
             self._session = session

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
-from onnxfi.campaign.plan.open_model import beside, changed_session, describing_session, open_model, output_of, served
+from onnxfi.campaign.plan.open_model import beside, changed_session, describing_session, open_model, output_of
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
@@ -145,9 +145,9 @@ def open_campaign(
     outputs, and opens faster.
     """
     model = model or open_model(campaign)
-    dry_run(campaign.open_engine(), served(model))
+    dry_run(campaign.open_engine(), model.stored_form)
     begun = time.perf_counter()
-    session = describing_session(campaign, model) if not runs else campaign.open_engine().prepare(served(model))
+    session = describing_session(campaign, model) if not runs else campaign.open_engine().prepare(model.stored_form)
     opened_s = time.perf_counter() - begun
     campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
     front = _front(campaign, model)
@@ -157,9 +157,9 @@ def open_campaign(
     if alone:
         del session  # the dry run opens the model too
     if runs:
-        dry_run(campaign.open_engine(), served(model), data)
+        dry_run(campaign.open_engine(), model.stored_form, data)
     if alone:
-        session = campaign.open_engine().prepare(served(model))
+        session = campaign.open_engine().prepare(model.stored_form)
     scoring, design = campaign.scoring, campaign.design
     if front is None:
         output = output_of(campaign, model)
@@ -171,7 +171,7 @@ def open_campaign(
         names = (*names, ALARM)
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
     if not runs and isinstance(session, GenerationSession) and listed is None:  # its golden texts say which steps exist
-        session = campaign.open_engine().prepare(served(model))
+        session = campaign.open_engine().prepare(model.stored_form)
     fault_targets = FaultTargets.of(
         model, campaign.scopes, data, listed, campaign.engine.custom_ops, session, scored=names,
         full=campaign.engine.route == "full",

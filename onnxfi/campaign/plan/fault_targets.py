@@ -42,8 +42,8 @@ from onnxfi.graph.model.dequantize import with_dequantized
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import refuse_whole_tensor_models, step_tensors
 from onnxfi.graph.partition.subgraph import half_floats
-from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.instrument import check_value_formats, check_word_formats
+from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
 from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.ports import ORT_TYPES, shape_text

@@ -15,8 +15,8 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.instrument import check_word_formats
+from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.generation.activation_shapes import LoopShape, loop_shapes
 from onnxfi.runtime.generation.cache_ports import CacheTensor

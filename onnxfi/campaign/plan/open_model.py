@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
@@ -101,13 +100,8 @@ def _drafted(engine: Engine, model: Model, change: FileEdits) -> Session:
         return engine.prepare(folder / "faulty.onnx")
 
 
-def served(model: Model) -> Path | bytes:
-    """Return the path or the bytes of a model without faults, for the runtime."""
-    return model.path if model.path is not None else model.source.data or b""
-
-
 def describing_session(campaign: Campaign, model: Model) -> Session:
     """Open a session for the inputs and outputs of a model: without optimization, where the runtime allows."""
     with suppress(EngineError):
-        return campaign.open_engine().unoptimized().prepare(served(model))
-    return campaign.open_engine().prepare(served(model))
+        return campaign.open_engine().unoptimized().prepare(model.stored_form)
+    return campaign.open_engine().prepare(model.stored_form)

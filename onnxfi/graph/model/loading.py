@@ -98,6 +98,11 @@ class Model:
         return self.source.path
 
     @property
+    def stored_form(self) -> Path | bytes:
+        """The model as a runtime opens it: its path, or its bytes where it is in memory."""
+        return self.source.path or self.source.data or b""
+
+    @property
     def name(self) -> str:
         """The name in messages."""
         return str(self.path) if self.path else "the model in memory"
@@ -280,8 +285,7 @@ def stored_form(model: ModelLike) -> str | Path | bytes:
     """
     if isinstance(model, str | Path | bytes):
         return model
-    source = load(model).source
-    return source.path or source.data or b""
+    return load(model).stored_form
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

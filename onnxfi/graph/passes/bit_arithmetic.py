@@ -17,21 +17,14 @@ turns -0 into +0, and integers are never summed by ReduceSum, which adds them in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
-from onnxfi.faults.words import WORDS, Word, Words
-from onnxfi.graph.model.stored_tensors import DATA_TYPES
+from onnxfi.faults.words import Word, Words
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder
 
-if TYPE_CHECKING:
-    import onnx
-
-#: The number of each word in TensorProto.DataType.
-NUMBER: dict[str, int] = {word.name: number for number, word in DATA_TYPES.items()}
 #: First opset of each body; formats that are not listed have none.
 _NATIVE = 26
 _PORTABLE = {
@@ -46,11 +39,6 @@ _REFUSED = {
     "complex64": "runtimes have few kernels for complex numbers",
     "complex128": "runtimes have few kernels for complex numbers",
 }
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Return the default opset of a model; 0 if it imports none."""
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def body_for(word: Word, opset: int, body: str = "auto") -> str:
@@ -72,62 +60,6 @@ def body_for(word: Word, opset: int, body: str = "auto") -> str:
             f"faults in activations of {word.name} need opset {least}, the model has {opset}; raise its opset"
         )
     return "portable"
-
-
-@dataclass
-class NodeBuilder:
-    """Builder of the nodes of a function or graph: `add` appends one and returns the name of its output."""
-
-    opset: int
-    prefix: str = ""
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    #: Constants by their bytes, each added once.
-    known: dict[bytes, str] = field(default_factory=dict)
-
-    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Append a node; its output is `name`, or a new name after its operator."""
-        from onnx import helper
-
-        made = name or f"{self.prefix}{op.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [made], **attributes))
-        return made
-
-    def constant(self, values: Any, word: str = "int64", name: str = "") -> str:
-        """Append a constant tensor of this format, once."""
-        value = tensor(values, word)
-        key = value.SerializeToString(deterministic=True)
-        if name or key not in self.known:
-            self.known[key] = self.add("Constant", name=name, value=value)
-        return self.known[key]
-
-    def cast(self, value: str, word: str, **attributes: Any) -> str:
-        """Convert to another format."""
-        return self.add("Cast", value, to=NUMBER[word], **attributes)
-
-    def sum_planes(self, value: str) -> str:
-        """Sum over the leading axis, which is dropped."""
-        if self.opset < 13:
-            return self.add("ReduceSum", value, axes=[0], keepdims=0)
-        return self.add("ReduceSum", value, self.constant([0]), keepdims=0)
-
-    def reshape(self, value: str, shape: str, name: str = "") -> str:
-        """Reshape; a zero in the shape is a size where the opset has `allowzero`."""
-        zero = {"allowzero": 1} if self.opset >= 14 else {}
-        return self.add("Reshape", value, shape, name=name, **zero)
-
-    def restore(self, value: str, shape: str, name: str = "") -> str:
-        """Reshape a tensor back; a dimension of 0 is left to be inferred below opset 14."""
-        if self.opset < 14:
-            shape = self.add("Sub", shape, self.cast(self.add("Equal", shape, self.constant(0)), "int64"))
-        return self.reshape(value, shape, name)
-
-
-def tensor(values: Any, word: str = "int64") -> onnx.TensorProto:
-    """Return numbers as a TensorProto of this format."""
-    from onnx import helper
-
-    array = np.asarray(values).astype(WORDS[word].dtype)
-    return helper.make_tensor("", NUMBER[word], array.shape, array.tobytes(), raw=True)
 
 
 def apply_mask(g: NodeBuilder, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
@@ -213,7 +145,7 @@ def _native(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str
 def _weighted(g: NodeBuilder, zeros: str, weights: Sequence[float], word: str) -> str:
     """Return the sum of the weights of the bits that are 1."""
     column = g.constant(np.array(weights).reshape(-1, 1, 1), word)
-    return g.sum_planes(g.add("Where", zeros, g.constant(0, word), column))
+    return g.reduce("ReduceSum", g.add("Where", zeros, g.constant(0, word), column))
 
 
 def _integer(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str:
@@ -298,7 +230,7 @@ def _whole(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
     ends = np.array([0.0, *(2.0 ** (k - bias) for k in range(2, top + 1))]).reshape(-1, 1, 1)
     slopes = np.array([2.0 ** (m - (max(k, 1) - bias)) for k in range(1, top)]).reshape(-1, 1, 1)
     low, high, rise = (g.constant(t, wide) for t in (ends[:-1], ends[1:], slopes))
-    parts = g.sum_planes(g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
+    parts = g.reduce("ReduceSum", g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
     base = float(np.sum(ends[:-1] * slopes))
     # -0 is recognised by its reciprocal, -infinity by itself; their sum recognises both.
     minus = g.add("Less", g.add("Add", number, g.add("Reciprocal", number)), g.constant(0, wide))
@@ -315,7 +247,7 @@ def _float_planes(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
     size = g.add("Abs", number)
     thresholds = np.array([2.0 ** (k - bias) for k in range(2, half - 1)]).reshape(-1, 1, 1)
     below = g.add("Less", size, g.constant(thresholds, wide))
-    count = g.sum_planes(g.add("Where", below, g.constant(0, wide), g.constant(1, wide)))
+    count = g.reduce("ReduceSum", g.add("Where", below, g.constant(0, wide), g.constant(1, wide)))
     # size · 2^m / 2^(count + 1 - bias) in two steps, since that factor alone may be out of range
     factors = [m - (k + 1 - bias) for k in range(half - 2)]
     at = g.cast(count, "int64")
@@ -355,7 +287,7 @@ def _float8(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str
     positive = table[1:128]
     ranks = positive[~np.isnan(positive)].reshape(-1, 1, 1)
     below = g.add("Less", g.add("Abs", value), g.constant(ranks, "float32"))
-    count = g.sum_planes(g.add("Where", below, g.constant(0, "float32"), g.constant(1, "float32")))
+    count = g.reduce("ReduceSum", g.add("Where", below, g.constant(0, "float32"), g.constant(1, "float32")))
     minus = g.add("Where", _sign(g, value, "float32"), g.constant(128, "float32"), g.constant(0, "float32"))
     nan = int(word.words(np.array([np.nan]))[0])
     number = g.add("Where", g.add("IsNaN", value), g.constant(nan, "float32"), g.add("Add", count, minus))
@@ -382,14 +314,10 @@ def convert_transport(g: NodeBuilder, word: Word, value: str, *, back: bool = Fa
 
 
 __all__ = [
-    "NUMBER",
-    "NodeBuilder",
     "apply_mask",
     "body_for",
     "convert_transport",
-    "opset_of",
     "plane_values",
     "planes",
-    "tensor",
     "transport_format",
 ]

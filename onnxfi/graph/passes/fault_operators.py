@@ -28,16 +28,8 @@ from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.words import Word
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.batch_layout import SampleAxis
-from onnxfi.graph.passes.bit_arithmetic import (
-    NUMBER,
-    NodeBuilder,
-    apply_mask,
-    body_for,
-    convert_transport,
-    opset_of,
-    takes_words,
-    transport_format,
-)
+from onnxfi.graph.passes.bit_arithmetic import apply_mask, body_for, convert_transport, takes_words, transport_format
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of
 
 if TYPE_CHECKING:
     import onnx

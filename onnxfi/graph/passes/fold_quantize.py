@@ -22,8 +22,7 @@ from onnxfi.graph.model.graph_index import integer, subgraphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.model_pass import ModelPass
-
-_OUTPUT_TYPE = {word.name: number for number, word in DATA_TYPES.items()}
+from onnxfi.graph.passes.node_builder import NUMBER
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.Tens
     else:
         for position, one in enumerate(words.ravel().tolist()):
             word.write(data, position, one)
-    tensor = onnx.TensorProto(name=node.output[0], data_type=_OUTPUT_TYPE[word.name], raw_data=bytes(data))
+    tensor = onnx.TensorProto(name=node.output[0], data_type=NUMBER[word.name], raw_data=bytes(data))
     tensor.dims.extend(x.shape)
     return tensor
 

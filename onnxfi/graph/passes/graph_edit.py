@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.graph_index import captured_names, defined_names, integer, node_labels, subgraphs
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of
 
 if TYPE_CHECKING:
     import onnx

@@ -19,7 +19,7 @@ from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.sites import LAST_STEP
 from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, body_for, opset_of, plane_values, planes, tensor
+from onnxfi.graph.passes.bit_arithmetic import body_for, plane_values, planes
 from onnxfi.graph.passes.fault_operators import (
     DOMAIN,
     FunctionLibrary,
@@ -31,6 +31,7 @@ from onnxfi.graph.passes.fault_operators import (
 )  # fmt: skip
 from onnxfi.graph.passes.graph_edit import Insert, insert_behind, used_names
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of, tensor
 
 if TYPE_CHECKING:
     import onnx

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError, closest
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.passes.bit_arithmetic import opset_of
+from onnxfi.graph.passes.node_builder import opset_of
 
 if TYPE_CHECKING:
     import onnx

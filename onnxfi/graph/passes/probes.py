@@ -10,9 +10,9 @@ import numpy as np
 
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.graph_index import GraphIndex, all_nodes, node_labels
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, add_loop_state
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of
 
 if TYPE_CHECKING:
     import onnx

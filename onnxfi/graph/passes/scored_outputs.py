@@ -12,8 +12,8 @@ from onnxfi.errors import ModelError, closest
 from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.node_builder import opset_of
 
 if TYPE_CHECKING:
     import onnx

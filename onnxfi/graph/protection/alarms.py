@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.graph.model.graph_index import GraphIndex
-from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
+from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
 from onnxfi.graph.protection.loop_and_branch_bodies import carry_out
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def by_sample(g: NodeBuilder, flags: str, *, samples: bool) -> str:
     """Append the largest of these numbers for each sample ([N]), or of all ([1])."""
     shape = [0, -1] if samples else [1, -1]
     flat = g.add("Reshape", flags, g.constant(shape))
-    if g.opset >= 18:
-        return g.add("ReduceMax", flat, g.constant([1]), keepdims=0)
-    return g.add("ReduceMax", flat, axes=[1], keepdims=0)
+    return g.reduce("ReduceMax", flat, 1)
 
 
 def add_alarm(proto: onnx.ModelProto, flags: list[Flag]) -> None:
@@ -51,8 +50,10 @@ def add_alarm(proto: onnx.ModelProto, flags: list[Flag]) -> None:
     shape = [None if any(flag.samples for flag in flags) else 1]
     terms = [flag.name for flag in flags if not flag.path]
     for path in dict.fromkeys(flag.path for flag in flags if flag.path):
-        inner = [flag.name for flag in flags if flag.path == path]
-        terms.append(carry_out(proto, path, _added(proto, path, inner), np.zeros(1, np.float32), "ReduceSum"))
+        g = NodeBuilder(opset_of(proto), FreeNames(proto).new("onnxfi.alarms.inside") + ".")
+        inner = _added(g, [flag.name for flag in flags if flag.path == path])
+        GraphIndex.of(proto).by_path[path].graph.node.extend(g.nodes)
+        terms.append(carry_out(proto, path, inner, np.zeros(1, np.float32), "ReduceSum"))
     names = FreeNames(proto)
     g = NodeBuilder(opset_of(proto), names.new("onnxfi.alarms") + ".")
     for output in [output for output in proto.graph.output if output.name == ALARM]:
@@ -61,22 +62,14 @@ def add_alarm(proto: onnx.ModelProto, flags: list[Flag]) -> None:
         terms.append(maker.output[0])
         shape = shape if shape == [None] else [d.dim_value or None for d in output.type.tensor_type.shape.dim]
         proto.graph.output.remove(output)
-    total = terms[0]
-    for term in terms[1:]:
-        total = g.add("Add", total, term)
-    g.add("Identity", total, name=ALARM)
+    g.add("Identity", _added(g, terms), name=ALARM)
     proto.graph.node.extend(g.nodes)
     proto.graph.output.append(helper.make_tensor_value_info(ALARM, _FLOAT, shape))
 
 
-def _added(proto: onnx.ModelProto, path: str, terms: Sequence[str]) -> str:
-    """Append the sum of some numbers to the graph at a path; returns its name."""
-    g = NodeBuilder(opset_of(proto), FreeNames(proto).new("onnxfi.alarms.inside") + ".")
-    total = terms[0]
-    for term in terms[1:]:
-        total = g.add("Add", total, term)
-    GraphIndex.of(proto).by_path[path].graph.node.extend(g.nodes)
-    return total
+def _added(g: NodeBuilder, terms: Sequence[str]) -> str:
+    """Append the sum of some numbers."""
+    return reduce(lambda total, term: g.add("Add", total, term), terms)
 
 
 def alarm_flags(alarm: NDArray[Any], samples: int) -> NDArray[np.bool_]:

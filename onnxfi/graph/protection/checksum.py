@@ -27,9 +27,9 @@ from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.graph_index import GraphIndex, integer
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
 from onnxfi.graph.protection.alarms import Flag, add_alarm, by_sample
 from onnxfi.graph.protection.loop_and_branch_bodies import made_by
 from onnxfi.graph.protection.range_restriction import restrictable

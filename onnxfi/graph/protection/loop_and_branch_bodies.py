@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.graph_index import GraphIndex, all_nodes, subgraphs
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_output
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -104,10 +104,7 @@ def carry_out(
             add_loop_output(node, inside.graph, names.new(f"{name}.every"))
             g = NodeBuilder(opset, names.new(f"{name}.all") + ".")
             every = g.add("Concat", g.constant(neutral[None], str(neutral.dtype)), node.output[-1], axis=0)
-            if opset >= (13 if combine == "ReduceSum" else 18):
-                g.add(combine, every, g.constant([0]), keepdims=0, name=result)
-            else:
-                g.add(combine, every, axes=[0], keepdims=0, name=result)
+            g.reduce(combine, every, name=result)
             edit = GraphEdit(outer.graph)
             edit.put_behind(outer.nodes.index(holder), g.nodes)
             edit.write()

@@ -7,9 +7,10 @@ injected into `NAME` lands before the restriction. A graph output keeps its name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -17,20 +18,20 @@ from onnxfi.errors import ModelError, closest
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
 from onnxfi.graph.protection.loop_and_branch_bodies import check_unprotected, edited_graphs, made_by, result_between
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import onnx
 
 #: Formats that the operators take.
 FORMATS = ("float16", "float32", "float64")
 #: The least opset: Clip with inputs, Equal of floats.
 LEAST_OPSET = 11
-#: Given the names of the value and of the result, append the nodes between the two.
-Restrict = Callable[[NodeBuilder, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,60 @@ class Restricted:
 
 
 @dataclass(frozen=True)
-class RestrictRanges(ModelPass[tuple[str, ...]]):
+class _BetweenReaders(ModelPass[tuple[str, ...]]):
+    """A pass that puts nodes between activations and their readers; its result are the names of the activations.
+
+    `kind` marks the nodes; `suffix` ends the names of the new tensors, and with `un` before it those of what nodes put
+    out instead of a graph output.
+    """
+
+    tensors: tuple[Restricted, ...]
+    again = "refused"
+    kind: ClassVar[str]
+    suffix: ClassVar[str]
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse a model that is protected already, bounds that are no range, and activations that are not there."""
+        for one in self.tensors:
+            _check_bounds(one)
+        check_unprotected(proto, self.kind, LEAST_OPSET)
+        made = made_by(proto)
+        for one in self.tensors:
+            if one.id not in made:
+                raise ModelError(f"no activation {one.id!r} in the model{closest(one.id, made)}")
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Insert the operators after each activation."""
+        names, opset = FreeNames(proto), opset_of(proto)
+        for path, edit in edited_graphs(proto):
+            for one in [tensor for tensor in self.tensors if tensor.path == path]:
+                at = edit.maker[one.name]
+                value, result = result_between(edit, names, one.name, self.suffix)
+                g = NodeBuilder(opset, names.new(f"{one.name}.{self.kind.replace('-', '_')}") + ".")
+                self.restrict(g, one, value, result)
+                g.nodes[-1].name = names.new(f"onnxfi/{self.kind}/{one.id}")
+                edit.put_behind(at, g.nodes)
+        return tuple(one.id for one in self.tensors)
+
+    @abstractmethod
+    def restrict(self, g: NodeBuilder, one: Restricted, value: str, result: str) -> None:
+        """Append the nodes that make the result of the value of an activation."""
+
+    def unbounded(self) -> Self:
+        """Return the same pass with the range of each format as bounds, which inserts the same operators."""
+        return replace(self, tensors=tuple(replace(t, bounds=t.bounds.unbounded(t.dtype)) for t in self.tensors))
+
+    @classmethod
+    def neutral(cls, model: Model) -> Self | None:
+        """Return the pass with the range of each format as bounds."""
+        if opset_of(model.proto) < LEAST_OPSET:
+            return None
+        tensors = tuple(Restricted.unbounded(a) for a in activations(model) if restrictable(a))
+        return cls(tensors) if tensors else None
+
+
+@dataclass(frozen=True)
+class RestrictRanges(_BetweenReaders):
     """The pass that holds activations to bounds; its result are their names.
 
     `action` says what becomes of a number outside: it is held at the bound (`clip`), becomes 0 (`zero`), or the mean of
@@ -131,80 +185,38 @@ class RestrictRanges(ModelPass[tuple[str, ...]]):
     [('Clip', 'relu.restricted'), ('MaxPool', 'max_pool2d')]
     """
 
-    tensors: tuple[Restricted, ...]
     action: Literal["clip", "zero", "average"] = "clip"
     name = "restrict-ranges"
-    again = "refused"
+    kind, suffix = "range", "restricted"
 
-    def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse a model that is restricted already, and bounds that are no range."""
-        for one in self.tensors:
-            check_bounds(one)
-        check_insertion(proto, self.tensors, "range")
-
-    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
-        """Insert the operators after each activation."""
-        insert_between(proto, [(one, _restriction(one, self.action)) for one in self.tensors], "range", "restricted")
-        return tuple(one.id for one in self.tensors)
-
-    def unbounded(self) -> RestrictRanges:
-        """Return the same pass with the range of each format as bounds, which inserts the same operators."""
-        return replace(self, tensors=tuple(replace(t, bounds=t.bounds.unbounded(t.dtype)) for t in self.tensors))
-
-    @classmethod
-    def neutral(cls, model: Model) -> RestrictRanges | None:
-        """Return the pass with the range of each format as bounds."""
-        tensors = _unbounded(model)
-        return cls(tensors) if tensors else None
+    def restrict(self, g: NodeBuilder, one: Restricted, value: str, result: str) -> None:
+        """Append the operators that hold one activation to its bounds."""
+        low, high = one.constants(g, one.bounds.low, one.bounds.high)
+        if self.action == "clip":
+            _hold(g, one, value, low, high, result)
+            return
+        # Equal is false for NaN, and where the number was held: one comparison finds all that is outside.
+        inside = g.add("Equal", _hold(g, one, value, low, high), value)
+        middle = one.bounds.middle if self.action == "average" else [0.0] * len(one.bounds.low)
+        g.add("Where", inside, value, *one.constants(g, middle), name=result)
 
 
 @dataclass(frozen=True)
-class FilterNonFinite(ModelPass[tuple[str, ...]]):
+class FilterNonFinite(_BetweenReaders):
     """The pass that replaces NaN and infinities in activations; its result are their names.
 
     They become the number of the range that is nearest to 0; all other numbers stay, also those outside the range.
     """
 
-    tensors: tuple[Restricted, ...]
     name = "filter-non-finite"
-    again = "refused"
+    kind, suffix = "nan-filter", "finite"
 
-    def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse a model that is filtered already, and bounds that are no range."""
-        for one in self.tensors:
-            check_bounds(one)
-        check_insertion(proto, self.tensors, "nan-filter")
-
-    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
-        """Insert the operators after each activation."""
-        insert_between(proto, [(one, _filter(one)) for one in self.tensors], "nan-filter", "finite")
-        return tuple(one.id for one in self.tensors)
-
-    def unbounded(self) -> FilterNonFinite:
-        """Return the same pass with the range of each format as bounds, which inserts the same operators."""
-        return replace(self, tensors=tuple(replace(t, bounds=t.bounds.unbounded(t.dtype)) for t in self.tensors))
-
-    @classmethod
-    def neutral(cls, model: Model) -> FilterNonFinite | None:
-        """Return the pass with the range of each format as bounds."""
-        tensors = _unbounded(model)
-        return cls(tensors) if tensors else None
-
-
-def _restriction(one: Restricted, action: str) -> Restrict:
-    """Return what inserts the operators that hold one activation to its bounds."""
-
-    def insert(g: NodeBuilder, value: str, result: str) -> None:
-        low, high = one.constants(g, one.bounds.low, one.bounds.high)
-        if action == "clip":
-            _hold(g, one, value, low, high, result)
-            return
-        # Equal is false for NaN, and where the number was held: one comparison finds all that is outside.
-        inside = g.add("Equal", _hold(g, one, value, low, high), value)
-        middle = one.bounds.middle if action == "average" else [0.0] * len(one.bounds.low)
-        g.add("Where", inside, value, *one.constants(g, middle), name=result)
-
-    return insert
+    def restrict(self, g: NodeBuilder, one: Restricted, value: str, result: str) -> None:
+        """Append the operators that replace NaN and infinities of one activation."""
+        nearest = [min(max(0.0, low), high) for low, high in zip(one.bounds.low, one.bounds.high, strict=True)]
+        # A number minus itself is 0, but for NaN and infinities: three operators find and replace both.
+        (number,) = one.constants(g, nearest)
+        g.add("Where", g.add("IsNaN", g.add("Sub", value, value)), number, value, name=result)
 
 
 def _hold(g: NodeBuilder, one: Restricted, value: str, low: str, high: str, name: str = "") -> str:
@@ -217,63 +229,15 @@ def _hold(g: NodeBuilder, one: Restricted, value: str, low: str, high: str, name
     return g.add("Min", g.add("Max", value, low), high, name=name)
 
 
-def _filter(one: Restricted) -> Restrict:
-    """Return what inserts the operators that replace NaN and infinities of one activation."""
-    nearest = [min(max(0.0, low), high) for low, high in zip(one.bounds.low, one.bounds.high, strict=True)]
-
-    def insert(g: NodeBuilder, value: str, result: str) -> None:
-        # A number minus itself is 0, but for NaN and infinities: three operators find and replace both.
-        (number,) = one.constants(g, nearest)
-        g.add("Where", g.add("IsNaN", g.add("Sub", value, value)), number, value, name=result)
-
-    return insert
-
-
-def _unbounded(model: Model) -> tuple[Restricted, ...]:
-    if opset_of(model.proto) < LEAST_OPSET:
-        return ()
-    return tuple(Restricted.unbounded(a) for a in activations(model) if restrictable(a))
-
-
 def restrictable(a: Activation) -> bool:
     """Return whether the operators take an activation: computed in a graph of the model, in a format of theirs."""
     return not a.unsupported_reason and a.target.dtype in FORMATS and a.target.kind == "activation"
 
 
-def check_bounds(one: Restricted) -> None:
+def _check_bounds(one: Restricted) -> None:
     """Raise ModelError if bounds are no range of finite numbers."""
     low, high = (np.array(ends, np.float64) for ends in (one.bounds.low, one.bounds.high))
     if not np.isfinite([low, high]).all() or (low > high).any():
         raise ModelError(f"the bounds of {one.name!r} are no range of finite numbers: {low.min():g} to {high.max():g}")
     if one.bounds.axis is not None and not 0 <= one.bounds.axis < (one.rank or 0):
         raise ModelError(f"{one.name!r} has no axis {one.bounds.axis} of channels; give one bound for the whole tensor")
-
-
-def check_insertion(proto: onnx.ModelProto, tensors: Iterable[Restricted], kind: str) -> None:
-    """Raise ModelError if a protection cannot go after these activations."""
-    check_unprotected(proto, kind, LEAST_OPSET)
-    made = made_by(proto)
-    for tensor in tensors:
-        if tensor.id not in made:
-            raise ModelError(f"no activation {tensor.id!r} in the model{closest(tensor.id, made)}")
-
-
-def insert_between(
-    proto: onnx.ModelProto, inserts: Iterable[tuple[Restricted, Restrict]], kind: str, suffix: str
-) -> None:
-    """Insert nodes between activations and their readers.
-
-    `kind` marks the nodes; `suffix` ends the names of the new tensors, and with `un` before it those of what nodes put
-    out instead of a graph output.
-    """
-    names, opset, all_inserts = FreeNames(proto), opset_of(proto), list(inserts)
-    for path, edit in edited_graphs(proto):
-        for one, restrict in all_inserts:
-            if one.path != path:
-                continue
-            at = edit.maker[one.name]
-            value, result = result_between(edit, names, one.name, suffix)
-            g = NodeBuilder(opset, names.new(f"{one.name}.{kind.replace('-', '_')}") + ".")
-            restrict(g, value, result)
-            g.nodes[-1].name = names.new(f"onnxfi/{kind}/{one.id}")
-            edit.put_behind(at, g.nodes)

@@ -19,9 +19,9 @@ from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
-from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
 from onnxfi.graph.protection.alarms import ALARM, Flag, add_alarm, by_sample
 from onnxfi.graph.protection.loop_and_branch_bodies import (
     check_unprotected,

@@ -200,7 +200,10 @@ class EncodedPrompts:
 
     def add(self, prompt: Array, encoded: Array) -> None:
         """Keep what the encoder made of a prompt, and drop what was used longest ago."""
-        self._kept[_digest(prompt)] = encoded
+        key = _digest(prompt)
+        if key in self._kept:
+            self._bytes -= self._kept.pop(key).nbytes
+        self._kept[key] = encoded
         self._bytes += encoded.nbytes
         while self._bytes > self.limit_bytes:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes

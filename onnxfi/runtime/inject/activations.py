@@ -27,10 +27,10 @@ from onnxfi.graph.dataflow.sample_placement import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import expand_steps, refuse_whole_tensor_models
-from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.fault_inputs import check_iteration, check_location
 from onnxfi.graph.passes.fault_operators import DOMAIN
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
+from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.numbers import named_whole
 from onnxfi.runtime.data.open_data import Data, data_of
@@ -386,11 +386,8 @@ def inject_activations(
     (3, 0, Mask(keep=4294967295, flip=1073741824))
     """
     model = load(model)
-    conditions = {"voltage": voltage, "temperature": temperature}
-    ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample} | conditions
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1:
-        raise InputError(f"exactly one of {', '.join(ways)} must be given; given: {given or 'none'}")
+    ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
+    how = Sampler.given(seed, per_tensor=per_tensor, **ways, voltage=voltage, temperature=temperature)
     event = fault_model(fault)
     selector = Selector.given(selector, selection).of_model(event)
     data = data_of(data, inputs_of(model.proto))
@@ -402,16 +399,13 @@ def inject_activations(
         faults = faults_at_named_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
         inserted = activation_faults(faults, {a.target.id: a for a in chosen.activations})
         _check_places(prepared, inserted, data, custom_ops)
-        space, how = _space(model.proto, chosen, selector, event), Sampler("sites", n=len(sites), seed=seed)
+        space = _space(model.proto, chosen, selector, event)
     else:
         chosen = _chosen(prepared, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
         if prepared.guessed:
             chosen = replace(chosen, notes=(*chosen.notes, MADE_UP_SHAPES))
         space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
-        kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
-        rate = next((rate for rate in (ber, per_sample, voltage, temperature) if rate is not None), 0.0)
-        how = Sampler(kind, rate=rate, n=count or 0, seed=seed)
         faults = draw_faults(space, how, event)
         inserted = activation_faults(faults, {a.target.id: a for a in chosen.activations})
     made = bake(prepared.proto, inserted, body=body, inline=inline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxfi.errors import InputError, SelectorError
+from onnxfi.errors import SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import FaultSpace, Selector
 from onnxfi.faults.trials import Sampler, draw_faults, fault_model
@@ -81,10 +81,7 @@ def draw_fault_inputs(
     [0, 1, 4, 5] (8, 10)
     [2, 7] (8, 10)
     """
-    ways = {"ber": ber, "count": count, "per-sample": per_sample}
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1:
-        raise InputError(f"exactly one of ber, count and per_sample says how many; given: {given or 'none'}")
+    how = Sampler.given(seed, ber=ber, count=count, per_sample=per_sample)
     event, selector = fault_model(fault), selector or Selector()
     open_ones = [a.target.id for a in armed.sites if not a.shape_known]
     if open_ones:
@@ -92,6 +89,5 @@ def draw_fault_inputs(
     kept = [a for a in armed.sites if selector.selects(replace(a.target, structural=False))]
     targets = [replace(a.target, structural=False, samples=0 if a.axis is None else batch) for a in kept]
     space = FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
-    how = Sampler(given[0], rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
     found = activation_faults(draw_faults(space, how, event, trial), {a.target.id: a for a in armed.sites})
     return columns(armed, found, batch=batch)

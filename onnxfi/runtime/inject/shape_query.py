@@ -169,7 +169,7 @@ def open_session(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str]
     """Return a session of a changed copy of a model, on the CPU and without optimisation."""
     folder = model.path.parent if model.external and model.path is not None else None
     engine = OrtEngine(provider="cpu", optimization="off", custom_ops=tuple(custom_ops))
-    dry_run(engine, model.path or model.source.data or b"")
+    dry_run(engine, model.stored_form)
     return engine.prepare(proto.SerializeToString(), folder)
 
 

@@ -160,25 +160,14 @@ def sample(
     """
     model = load(model)
     ways = {"ber": ber, "count": count, "voltage": voltage, "temperature": temperature, "sites": sites or None}
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1:
-        what = " and ".join(given) if given else "none"
-        raise InputError(
-            f"exactly one of ber, count, voltage, temperature and sites says how many faults; given: {what}"
-        )
-    if per_tensor and count is None:
-        raise InputError("per_tensor goes with count; give both")
+    how = Sampler.given(seed, per_tensor=per_tensor, **ways)
     if trial < 1:
         raise InputError(f"trial {trial} is out of range; trials count from 1, as trial 0 is the golden run")
     event, selector = fault_model(fault), Selector.given(selector, selection)
     if sites:
-        how = Sampler("sites", n=len(sites), seed=seed)
         faults = faults_at_named_sites(sites, model.targets, event, selector, seed)
         space = _space(model, selector, event, faults)
     else:
-        kind = "per-tensor" if per_tensor else given[0]
-        rate = next((rate for rate in (ber, voltage, temperature) if rate is not None), 0.0)
-        how = Sampler(kind, rate=rate, n=count or 0, seed=seed)
         space = selector.space(model.targets, event)
         faults = draw_faults(space, how, event, trial)
     faults = with_dequantized(model, look_up_words(model, faults)[0])

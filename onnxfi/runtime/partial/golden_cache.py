@@ -16,9 +16,9 @@ from threading import get_ident
 from typing import Any
 
 from onnxfi.errors import DataError, EngineError, SegmentMismatchError
-from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph_model import InputType, SubgraphModel, extract_model
+from onnxfi.graph.passes.node_builder import NUMBER
 from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.data.sample_outputs import Reduce
@@ -29,7 +29,7 @@ from onnxfi.runtime.engine.protocols import Engine, Session
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.
-NUMBERS = {word.name: number for number, word in DATA_TYPES.items()} | {"string": 8}
+NUMBERS = NUMBER | {"string": 8}
 #: Golden activations take this share of a device's memory: one part in so many. Sessions need the rest.
 _DEVICE_SHARE = 4
 

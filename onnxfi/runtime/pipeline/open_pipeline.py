@@ -274,9 +274,8 @@ def load_stage(pipeline: Pipeline, stage: Stage, *, allow_links: bool = False) -
 
 
 def _open_model(pipeline: Pipeline, stage: Stage, model: Model, engine: Engine) -> ModelStage:
-    served = model.path if model.path is not None else model.source.data or b""
-    dry_run(engine, served)
-    session = engine.prepare(served)
+    dry_run(engine, model.stored_form)
+    session = engine.prepare(model.stored_form)
     inputs = [port.name for port in session.inputs if not port.dtype.startswith("optional")]
     for name in stage.inputs:
         if name not in inputs:

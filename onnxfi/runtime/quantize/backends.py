@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import all_graphs, captured_names
+from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.ports import Array, one_line
@@ -170,7 +171,7 @@ def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
     """Return the model in float16, except its inputs and outputs. Weights beyond the range are held at its ends."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     _drop_empty_scales(model.graph, optional=opset >= _OPTIONAL_RESIZE)
     made: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(exclude))
     for graph in all_graphs(made.graph):
@@ -223,7 +224,7 @@ def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
     Values beyond the largest bfloat16 are held at it.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     if opset < 13:
         raise InputError(f"bf16 needs opset 13, the model has {opset}; --opset 13 raises it")
     casts = []

@@ -30,6 +30,7 @@ from onnxfi.graph.model.dequantize import dequantized, scales_at
 from onnxfi.graph.model.graph_index import all_nodes, node_label
 from onnxfi.graph.model.layers import layer_of
 from onnxfi.graph.model.loading import Model, ModelLike, load
+from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.isolated_call import run_isolated
@@ -128,7 +129,7 @@ def quantize(model: ModelLike, recipe: Recipe | str, out: str | Path, *, data: A
     data = data_of(data, inputs_of(model.proto))
     _check(model, recipe, data)
     check_output_files(model, output_files(place, 1))
-    dry_run(OrtEngine(provider="cpu"), model.path or model.source.data or b"")
+    dry_run(OrtEngine(provider="cpu"), model.stored_form)
     settled, notes = recipe.settled()
     try:
         with scratch_folder(place.parent) as folder:
@@ -154,7 +155,7 @@ def _check(model: Model, recipe: Recipe, data: Data | None) -> None:
         )
     if recipe.mode == "static" and data is None:
         raise InputError("static mode calibrates activations on data; give --data, or use --mode dynamic")
-    opset = _opset(model.proto)
+    opset = opset_of(model.proto)
     if recipe.opset is not None and recipe.opset < opset:
         raise InputError(f"--opset {recipe.opset} is below the model's {opset}; it can only be raised")
     opset = recipe.opset or opset
@@ -164,10 +165,6 @@ def _check(model: Model, recipe: Recipe, data: Data | None) -> None:
             f"{recipe.weights or 'int4'} in QDQ form needs opset 21, the model has {opset}; --opset 21 raises it, and "
             f"--mode weight-only --format qoperator takes any opset"
         )
-
-
-def _opset(proto: onnx.ModelProto) -> int:
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 @dataclass
@@ -239,7 +236,7 @@ class _Work:
         proto = onnx.load(path) if path is not None else onnx.load_from_string(self.model.source.data or b"")
         for k, node in enumerate(proto.graph.node):
             node.name = node.name or node_label(node, k)
-        if self.recipe.opset is not None and self.recipe.opset > _opset(proto):
+        if self.recipe.opset is not None and self.recipe.opset > opset_of(proto):
             proto = _at_opset(proto, self.recipe.opset)
         if self.recipe.mode in ("static", "dynamic"):
             source = self.folder / "named.onnx"

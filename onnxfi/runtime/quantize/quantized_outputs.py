@@ -39,7 +39,7 @@ def distance_to_float(model: Model, made: Path, mode: str, data: Data | None, no
             f"ONNX Runtime refuses what mode {mode} made: {reason}; leave the node out with --exclude"
         ) from None
     try:
-        whole = engine.prepare(model.path or model.source.data or b"")
+        whole = engine.prepare(model.stored_form)
         fed = data if data is not None else open_data(None, whole.inputs, limit=_SAMPLES)
         batch = next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples))))
         wanted = whole.run(batch.feeds, None)

@@ -13,8 +13,9 @@ from onnx import helper
 
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.words import WORDS, Mask
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, body_for, plane_values, planes
+from onnxfi.graph.passes.bit_arithmetic import body_for, plane_values, planes
 from onnxfi.graph.passes.instrument import ActivationFault, bake
+from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder
 
 
 @pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2"])

@@ -13,7 +13,6 @@ from onnx import helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.passes.bit_arithmetic import NodeBuilder
 from onnxfi.graph.passes.graph_edit import (
     FreeNames,
     GraphEdit,
@@ -22,6 +21,7 @@ from onnxfi.graph.passes.graph_edit import (
     redirect_node,
     used_names,
 )
+from onnxfi.graph.passes.node_builder import NodeBuilder
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 NESTED = f"""{HEAD} g (float[N] x, bool c) => (float[N] y) {{

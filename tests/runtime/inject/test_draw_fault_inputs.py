@@ -32,7 +32,7 @@ def test_faults_drawn_anew_are_those_that_a_file_of_its_own_would_have() -> None
         answers = [s.run(f)["logits"] for s, f in ((session, images | fed), (OrtEngine("cpu").prepare(baked), images))]
         assert np.array_equal(*answers, equal_nan=True)
     assert draw_fault_inputs(done.armed, 1, count=5)["onnxfi.site"].shape == (5,)
-    with pytest.raises(InputError, match="exactly one of ber, count and per_sample"):
+    with pytest.raises(InputError, match="exactly one of ber, count and per_sample says how many faults"):
         draw_fault_inputs(done.armed, 1)
     with pytest.raises(SelectorError, match="the shape of 'u' is not known"):
         draw_fault_inputs(instrument(load(parser.parse_model(HEAD + RANK))).armed, 1, count=1)
