@@ -70,9 +70,14 @@ def named_whole(name: str, value: Any, least: int | None = None, most: int | Non
         found = whole_number(value)
     except ValueError:
         raise InputError(f"{name} must be a whole number; given {str(value)[:60]!r}") from None
-    if least is not None and most is not None and not least <= found <= most:
-        raise InputError(f"{name} {found} is out of range; give a whole number from {least} to {most:,}")
+    _check_ends(name, found, "a whole number", least, most)
     return found
+
+
+def _check_ends(name: str, found: float, what: str, least: float | None, most: float | None) -> None:
+    if (least is not None and not least <= found < math.inf) or (most is not None and not found <= most):
+        ends = " to ".join(f"{end:,}" for end in (least, most) if end is not None)
+        raise InputError(f"{name} {found} is out of range; give {what} from {ends}")
 
 
 def optional_whole(name: str, value: Any) -> int | None:
@@ -80,16 +85,18 @@ def optional_whole(name: str, value: Any) -> int | None:
     return None if value is None else named_whole(name, value)
 
 
-def named_number(name: str, value: Any) -> float:
-    """Return a number that a caller gave; InputError for what is none.
+def named_number(name: str, value: Any, least: float | None = None, most: float | None = None) -> float:
+    """Return a number that a caller gave; InputError for what is none, or lies beyond these ends.
 
     >>> named_number("confidence", "0.95")
     0.95
     """
     try:
-        return number(value)
+        found = number(value)
     except ValueError:
         raise InputError(f"{name} must be a number; given {str(value)[:60]!r}") from None
+    _check_ends(name, found, "a number", least, most)
+    return found
 
 
 def seconds(value: Any) -> float:

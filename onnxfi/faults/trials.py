@@ -284,7 +284,7 @@ class Sampler:
             raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
 
     @classmethod
-    def given(cls, seed: int, *, per_tensor: bool = False, **ways: float | Sequence[str] | None) -> Sampler:
+    def given(cls, seed: int, *, per_tensor: bool = False, **ways: Any) -> Sampler:
         """Return the one choice that is given of several; InputError if it is not one.
 
         >>> Sampler.given(1, ber=None, count=3, sites=None)
@@ -300,10 +300,10 @@ class Sampler:
         if per_tensor and "count" not in given:
             raise InputError("per_tensor goes with count; give both")
         ((name, value),) = given.items()
-        if not isinstance(value, float | int):
+        if name == "sites":
             return cls(name, n=len(value), seed=seed)
         if name == "count":
-            return cls("per-tensor" if per_tensor else name, n=value, seed=seed)  # type: ignore[arg-type]  # checked there
+            return cls("per-tensor" if per_tensor else name, n=value, seed=seed)
         return cls(name.replace("_", "-"), rate=value, seed=seed)
 
     def expected_count(self, space: FaultSpace, model: FaultModel | None = None) -> float:

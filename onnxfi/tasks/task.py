@@ -253,9 +253,10 @@ class Task:
         Columns of tables on the terminal; of each the first metric that the trials have.
     page_columns, panels, tiles : tuple of str
         Metrics as columns of tables on the page, as panels of bar charts (the first also as the map of layers and
-        bits), and beside the golden run.
+        bits), and beside the golden run. By default panels and tiles show the headline and the outcomes.
     curves, compared : tuple of str
-        Candidates for curves over rates and for comparisons of models: the first that all have is taken.
+        Candidates for curves over rates and for comparisons of models (by default `curves`, then changed samples): the
+        first that all have is taken.
     classes : tuple of str
         Metrics of exclusive classes, for a table by layer.
     sums : tuple of tuple of str
@@ -315,10 +316,10 @@ class Task:
     evaluated: tuple[str, ...] = ()
     columns: tuple[tuple[str, ...], ...] = ()
     page_columns: tuple[str, ...] = ()
-    panels: tuple[str, ...] = ("sdc", "due")
+    panels: tuple[str, ...] = ()
     curves: tuple[str, ...] = ("sdc",)
-    compared: tuple[str, ...] = ("sdc_samples", "sdc")
-    tiles: tuple[str, ...] = ("due",)
+    compared: tuple[str, ...] = ()
+    tiles: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     sums: tuple[tuple[str, ...], ...] = OUTCOME_SUMS
     orders: tuple[tuple[str, str], ...] = ()
@@ -350,6 +351,9 @@ class Task:
             "evaluated": self.evaluated or tuple(m.name for m in metrics if m.function is not None),
             "columns": columns,
             "page_columns": self.page_columns or (*(name for names in columns for name in names), "masked"),
+            "panels": self.panels or (self.headline, "sdc", "due"),
+            "compared": self.compared or (*(name for name in self.curves if name != "sdc"), "sdc_samples", "sdc"),
+            "tiles": self.tiles or (self.headline, "due"),
         }.items():
             object.__setattr__(self, name, value)
 

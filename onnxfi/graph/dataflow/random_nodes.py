@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.model.graph_index import GraphIndex, subgraphs
+from onnxfi.graph.model.stored_tensors import stored_tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +34,7 @@ def find_random_node(index: GraphIndex, outputs: Collection[str] = ()) -> str | 
     "RandomUniformLike ('n')"
     """
     main, functions = index.main, {(f.domain, f.name): f for f in index.proto.functions}
-    stored = _stored(main.graph.node) | {tensor.name: tensor for tensor in main.graph.initializer}
+    stored = stored_tensors(main.graph)
     pending, seen = list(outputs) or [output.name for output in main.graph.output], set[int]()
     while pending:
         number = main.producers.get(pending.pop())
@@ -59,22 +60,13 @@ def _random(
     ):
         yield f"{kind} ({node.name or next(iter(node.output), '')!r})"
     for _, graph in subgraphs(node):
-        known = {**stored, **_stored(graph.node), **{tensor.name: tensor for tensor in graph.initializer}}
+        known = {**stored, **stored_tensors(graph)}
         for inner in graph.node:
             yield from _random(inner, known, functions, within)
     if (domain, kind) in functions and (domain, kind) not in within:
         called = functions[domain, kind]
         for inner in called.node:
-            yield from _random(inner, _stored(called.node), functions, within | {(domain, kind)})
-
-
-def _stored(nodes: Collection[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
-    """Return the tensors of Constant nodes by the names of their outputs."""
-    return {
-        node.output[0]: node.attribute[0].t
-        for node in nodes
-        if node.op_type == "Constant" and node.attribute and node.output and node.attribute[0].HasField("t")
-    }
+            yield from _random(inner, stored_tensors(called), functions, within | {(domain, kind)})
 
 
 def _is_training_dropout(node: onnx.NodeProto, stored: _Stored) -> bool:

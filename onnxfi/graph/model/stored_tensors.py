@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
@@ -37,6 +41,27 @@ _CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS,
 _LISTS = {6: _FLOATS, 7: _INTS}
 #: Larger than any memory, while the count of bits fits into 64.
 _MOST_ELEMENTS = 1 << 56
+
+
+def stored_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that a graph stores, in initializers and in Constant nodes, by name."""
+    constants = {
+        text(node.output[0]): attribute.t
+        for node in graph.node
+        if node.op_type == "Constant" and node.output
+        for attribute in node.attribute
+        if attribute.HasField("t")
+    }
+    return constants | {text(t.name): t for t in getattr(graph, "initializer", ())}
+
+
+def stored_numbers(tensor: onnx.TensorProto, folder: Path | None) -> NDArray[Any]:
+    """Return the numbers of a stored tensor, wherever they lie; ModelError where its external data has no folder."""
+    from onnx import numpy_helper
+
+    if tensor.external_data and folder is None:
+        raise ModelError(f"the weight {tensor.name!r} lies in external data, whose folder is not known; give folder")
+    return np.asarray(numpy_helper.to_array(tensor, str(folder or "")))
 
 
 @dataclass(frozen=True)

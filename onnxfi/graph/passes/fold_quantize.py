@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
-from onnxfi.graph.model.graph_index import integer, subgraphs
+from onnxfi.graph.model.graph_index import integer, read_names
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.model.stored_tensors import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES, stored_numbers, stored_tensors
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.node_builder import NUMBER
 
@@ -42,25 +40,12 @@ class FoldQuantize(ModelPass[tuple[str, ...]]):
         folded, read = [], set[str]()
         for node, values in list(_quantised_weights(proto.graph)):
             if node.output[0] not in folded:
-                proto.graph.initializer.append(_integers(node, [self._inside(value) for value in values]))
+                proto.graph.initializer.append(_integers(node, values, self.folder))
                 read |= set(node.input)
                 folded.append(node.output[0])
                 proto.graph.node.remove(node)
         _drop_unused(proto.graph, read)
         return tuple(folded)
-
-    def _inside(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """Return a tensor with its numbers, also from external data."""
-        if not uses_external_data(tensor):
-            return tensor
-        if self.folder is None:
-            raise ModelError(
-                f"the weight {tensor.name!r} lies in external data, whose folder is not known; give folder"
-            )
-        copy = onnx.TensorProto()
-        copy.CopyFrom(tensor)
-        load_external_data_for_tensor(copy, str(self.folder))
-        return copy
 
     @classmethod
     def neutral(cls, model: Model) -> FoldQuantize | None:
@@ -102,10 +87,7 @@ def fold_weight_quantize(model: Model) -> bytes:
 
 def _quantised_weights(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.TensorProto]]]:
     """Find each QuantizeLinear that reads only stored tensors, and those: floats, scale and zero point."""
-    constants = {
-        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")
-    }
-    stored = {tensor.name: tensor for tensor in graph.initializer} | constants
+    stored = stored_tensors(graph)
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and all(name in stored for name in node.input if name):
             values = [stored[name] for name in node.input if name]
@@ -113,15 +95,12 @@ def _quantised_weights(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto,
                 yield node, values
 
 
-def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.TensorProto:
+def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto], folder: Path | None) -> onnx.TensorProto:
     """Return the output of a QuantizeLinear as a stored tensor."""
-    x, scale = (np.asarray(onnx.numpy_helper.to_array(v), np.float32) for v in values[:2])
+    x, *held = (stored_numbers(value, folder).astype(np.float32) for value in values)
     word = _quantised_format(node, values)
-    zero: Any = 0
-    if len(values) > 2:
-        zero = np.asarray(onnx.numpy_helper.to_array(values[2])).astype(np.float32)
     axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
-    scale, zero = (_broadcast(np.asarray(a, np.float32), x.shape, axis, block) for a in (scale, zero))
+    scale, zero = (_broadcast(a, x.shape, axis, block) for a in (*held, np.zeros((), np.float32))[:2])
     with np.errstate(all="ignore"):
         words = word.words(np.rint(x / scale).astype(np.float64) + zero)
     data = bytearray(word.size_bytes(x.size))
@@ -155,19 +134,9 @@ def _broadcast(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, blo
 
 def _drop_unused(graph: onnx.GraphProto, names: set[str]) -> None:
     """Drop those of these stored tensors that have no readers, and the inputs of their names."""
-    gone = names - {value.name for value in graph.output} - _read_names(graph)
+    gone = names - {value.name for value in graph.output} - {name for node in graph.node for name in read_names(node)}
     for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] in gone]:
         graph.node.remove(node)
     for field in (graph.initializer, graph.input):
         for item in [item for item in field if item.name in gone]:
             field.remove(item)  # type: ignore[arg-type]
-
-
-def _read_names(graph: onnx.GraphProto) -> set[str]:
-    """Return every name that a node of this graph or of one inside it reads."""
-    found: set[str] = set()
-    for node in graph.node:
-        found |= set(node.input)
-        for _, inner in subgraphs(node):
-            found |= _read_names(inner) | {value.name for value in inner.output}
-    return found

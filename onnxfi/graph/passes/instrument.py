@@ -8,7 +8,7 @@ its node is renamed `NAME.fault_free`. A faulty graph input keeps its name too, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.sites import LAST_STEP
-from onnxfi.faults.words import Mask
+from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.passes.bit_arithmetic import body_for, plane_values, planes
 from onnxfi.graph.passes.fault_operators import (
@@ -82,32 +82,22 @@ class ActivationFault:
 
 def check_word_formats(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
     """Return the activations, with the reason for those whose words no operator can change at this opset."""
-    return tuple(
-        a if a.unsupported_reason else replace(a, unsupported_reason=_word_refusal(a, opset, body)) for a in rows
-    )
-
-
-def _word_refusal(a: Activation, opset: int, body: str) -> str:
-    """Return why no operator changes the words of an activation; '' if one does."""
-    try:
-        body_for(a.target.word, opset, body)
-    except ModelError as error:
-        return str(error)
-    return ""
+    return tuple(_with_refusal(a, lambda word: body_for(word, opset, body)) for a in rows)
 
 
 def check_value_formats(rows: Iterable[Activation]) -> tuple[Activation, ...]:
     """Return the activations, with the reason for those whose numbers no scale and shift can change."""
-    return tuple(a if a.unsupported_reason else replace(a, unsupported_reason=_value_refusal(a)) for a in rows)
+    return tuple(_with_refusal(a, check_values) for a in rows)
 
 
-def _value_refusal(a: Activation) -> str:
-    """Return why no scale and shift changes the numbers of an activation; '' if they do."""
-    try:
-        check_values(a.target.word)
-    except FaultError as error:
-        return str(error)
-    return ""
+def _with_refusal(a: Activation, check: Callable[[Word], object]) -> Activation:
+    """Return an activation, with the reason where a check refuses its format."""
+    if not a.unsupported_reason:
+        try:
+            check(a.target.word)
+        except (FaultError, ModelError) as error:
+            return replace(a, unsupported_reason=str(error))
+    return a
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.graph_index import GraphIndex, integer
 from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.stored_tensors import stored_numbers
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
@@ -72,7 +72,7 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
         for edit, layer in edits_of(proto, self.layers):
             at, stored = edit.maker[layer.name], reach[layer.path]
             node = edit.graph.node[at]
-            arrays = [_array(stored[name], self.folder) for name in node.input[1:3] if name]
+            arrays = [stored_numbers(stored[name], self.folder).astype(np.float64) for name in node.input[1:3] if name]
             g = NodeBuilder(opset_of(proto), names.new(f"{layer.name}.checksum") + ".")
             flags.append(Flag(_unlike(g, node, layer, arrays), layer.samples, layer.path))
             g.nodes[-1].name = names.new(f"onnxfi/checksum/{layer.name}")
@@ -115,13 +115,6 @@ def unchecked_reason(stored: Mapping[str, onnx.TensorProto], node: onnx.NodeProt
     if node.op_type == "MatMul" and len(first) != 2:
         return "its weights are no matrix"
     return "its bias is not one number per channel" if bias and bias[0] != [channels] else ""
-
-
-def _array(tensor: onnx.TensorProto, folder: Path | None) -> Numbers:
-    """Return a stored tensor, wherever its numbers lie."""
-    if tensor.external_data and folder is None:
-        raise ModelError(f"the weight {tensor.name!r} lies in external data, whose folder is not known; give folder")
-    return np.asarray(numpy_helper.to_array(tensor, str(folder or ""))).astype(np.float64)
 
 
 def _unlike(g: NodeBuilder, node: onnx.NodeProto, layer: Layer, arrays: list[Numbers]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS
+from onnxfi.graph.model.stored_tensors import stored_tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -16,18 +17,6 @@ if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
 
 _REMEDY = "inline functions first (onnx.inliner.inline_local_functions)"
-
-
-def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Return the tensors that a graph stores, in initializers and in Constant nodes, by name."""
-    constants = {
-        node.output[0]: a.t
-        for node in graph.node
-        if node.op_type == "Constant"
-        for a in node.attribute
-        if a.name == "value"
-    }
-    return {**constants, **{t.name: t for t in graph.initializer}}
 
 
 def stored_in_reach(scope: Scope) -> dict[str, onnx.TensorProto]:

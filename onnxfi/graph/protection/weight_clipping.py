@@ -18,12 +18,12 @@ from onnxfi.faults.space import Selector
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.stored_tensors import stored_tensors
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
 from onnxfi.graph.protection.loop_and_branch_bodies import check_unprotected, edited_graphs
 from onnxfi.graph.protection.range_restriction import FORMATS
-from onnxfi.graph.protection.reach import stored_tensors
 
 #: The least opset: Clip of every float format.
 LEAST_OPSET = 12

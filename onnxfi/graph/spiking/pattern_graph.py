@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxfi.graph.model.graph_index import Scope, integer
 from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.model.stored_tensors import stored_tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -87,11 +88,7 @@ class PatternGraph:
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:
-        held = {text(t.name): t for t in self.graph.initializer}
-        for node in self.graph.node:
-            if node.op_type == "Constant":
-                held |= {text(node.output[0]): a.t for a in node.attribute if a.HasField("t")}
-        return held
+        return stored_tensors(self.graph)
 
     def constant(self, name: str, depth: int = 0) -> NDArray[Any] | None:
         """Return the value of a name that does not depend on the model's inputs; None for all others."""

@@ -30,6 +30,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxfi.errors import DataError, InputError, closest
+from onnxfi.numbers import named_number, named_whole
 from onnxfi.runtime.data.label_files import category_ids
 from onnxfi.runtime.data.npz import read_npy, read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -97,13 +98,11 @@ class BoxFormat:
             raise InputError(f"no box format {self.name!r}{closest(self.name, FORMATS)}; formats: {', '.join(FORMATS)}")
         if self.activation not in _ACTIVATIONS:
             raise InputError(f"activation is {self.activation!r}; it is one of {', '.join(_ACTIVATIONS)}")
-        for option, value in (("score", self.score), ("iou", self.iou)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{option} must be in [0, 1], got {value}")
-        if self.most < 1:
-            raise InputError(f"most is {self.most}; it takes 1 or more")
-        if self.classes is not None and self.classes < 1:
-            raise InputError(f"classes is {self.classes}; it takes 1 or more")
+        named_number("score", self.score, 0, 1)
+        named_number("iou", self.iou, 0, 1)
+        named_whole("most", self.most, 1)
+        if self.classes is not None:
+            named_whole("classes", self.classes, 1)
         if self.anchors and self.name != "ssd":
             raise InputError(f"anchors are for format ssd, and the format is {self.name}")
         if self.ids and self.first_class is not None:

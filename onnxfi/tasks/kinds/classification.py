@@ -188,10 +188,7 @@ CLASSIFICATION = Task(
         "top1", "top5", "sdc1", "sdc5", "top1_changed", "nonfinite", *(m.name for m in DEVIATIONS),
     ),
     columns=(("top1", "top1_changed"), ("sdc1",), ("any_sdc1",), ("sdc",), ("due",)),
-    panels=("sdc1", "sdc", "due"),
     curves=("top1", "top1_changed", "sdc"),
-    compared=("top1", "top1_changed", "sdc_samples", "sdc"),
-    tiles=("sdc1", "due"),
     classes=CLASSES,
     sums=(*OUTCOME_SUMS, CLASSES),
     orders=(
@@ -227,7 +224,6 @@ CLASS_OUTCOMES = Task(
     panels=("sdc1", "due"),
     curves=("top1", "top1_changed", "sdc1"),
     compared=("top1", "top1_changed", "sdc1"),
-    tiles=("sdc1", "due"),
     orders=(("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed")),
     labels="classes",
     takes_tolerance=False,

@@ -199,7 +199,6 @@ def detection(
         columns=(("ap50",), ("ivmod_sdc",), ("ivmod_due",), ("lost_boxes",), ("new_boxes",), ("sdc",), ("due",)),
         panels=("ivmod_sdc", "ivmod_due", "sdc", "due"),
         curves=("ap50", "ivmod_sdc"),
-        compared=("ap50", "ivmod_sdc", "sdc_samples", "sdc"),
         tiles=("ivmod_sdc", "ivmod_due"),
         orders=(("ivmod_sdc", "sdc_samples"), ("ivmod_due", "due_samples")),
         absent="the outputs are not read as detections; name the task with --task detection",

@@ -62,5 +62,7 @@ DEVIATION = Task(
         *OUTCOMES, "nonfinite", "masked_samples", "sdc_samples", "due_samples", *(m.name for m in DEVIATIONS),
     ),
     columns=(("sdc_samples",), ("rel_l2",), ("max_abs",), ("cosine",), ("sdc",), ("due",)),
+    panels=("sdc", "due"),
+    tiles=("due",),
     orders=(("sdc_samples", "changed_samples"), ("changed", "changed_samples")),
 )  # fmt: skip

@@ -18,7 +18,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import DataError, InputError
+from onnxfi.errors import DataError
+from onnxfi.numbers import named_number, named_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs, class_axes, stacked
@@ -136,7 +137,7 @@ def mean_cosine(pair: AnswerPair) -> float:
     return float(pair.once(cosines).mean())
 
 
-def embedding(k: object = 1, cosine: object = 0.9) -> Task:
+def embedding(k: int = 1, cosine: float = 0.9) -> Task:
     """Return the task of embeddings.
 
     Parameters
@@ -156,11 +157,7 @@ def embedding(k: object = 1, cosine: object = 0.9) -> Task:
     >>> embedding(k=5).metric("recall").label
     'recall@5'
     """
-    if not isinstance(k, int) or not 1 <= k <= 1000:
-        raise InputError(f"k is {str(k)[:60]!r}; give a whole number from 1 to 1000")
-    if isinstance(cosine, bool) or not isinstance(cosine, int | float) or not -1 <= cosine <= 1:
-        raise InputError(f"cosine is {str(cosine)[:60]!r}; give a number from -1 to 1")
-    rule = Neighbours(k, float(cosine))
+    rule = Neighbours(named_whole("k", k, 1, 1000), named_number("cosine", cosine, -1, 1))
     return Task(
         "embedding",
         (
@@ -178,10 +175,7 @@ def embedding(k: object = 1, cosine: object = 0.9) -> Task:
             ),
         ),
         columns=(("recall", "neighbour_changed"), ("mean_cosine",), ("sdc_samples",), ("sdc",), ("due",)),
-        panels=("sdc_samples", "sdc", "due"),
         curves=("recall", "neighbour_changed", "sdc"),
-        compared=("recall", "neighbour_changed", "sdc_samples", "sdc"),
-        tiles=("sdc_samples", "due"),
         absent="the output is not read as embeddings; name the task with --task embedding",
         labels="classes",
         takes_tolerance=False,

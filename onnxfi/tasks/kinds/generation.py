@@ -29,6 +29,7 @@ import numpy as np
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
+from onnxfi.numbers import named_number, named_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.data.tokenizer import Tokenizer
@@ -235,11 +236,6 @@ def _driven(engine: Engine, *, how: LoopSettings, files: Mapping[str, str]) -> E
     return engine if isinstance(engine, GenerationEngine) else GenerationEngine(engine, how, files)
 
 
-def _whole(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(f"{name} is {str(value)[:60]}; give a whole number from {least} to {most:,}")
-
-
 def generation(
     tokenizer: str = "",
     tokens: int = 32,
@@ -283,17 +279,15 @@ def generation(
     >>> [metric.name for metric in generation(tokens=16).metrics[7:10]]
     ['changed', 'divergence', 'first_divergence']
     """
-    _whole("tokens", tokens, 1, _MOST_TOKENS)
-    for name, value, least in (("end", end, 0), ("start", start, 0), ("prefix", prefix, 0), ("seed", seed, 0)):
+    tokens, temperature = named_whole("tokens", tokens, 1, _MOST_TOKENS), named_number("temperature", temperature, 0)
+    for name, value in (("end", end), ("start", start), ("prefix", prefix), ("seed", seed)):
         if value is not None:
-            _whole(name, value, least, (1 << 63) - 1)
-    if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-        raise InputError(f"temperature is {str(temperature)[:60]}; give 0, or a number above it")
+            named_whole(name, value, 0, (1 << 63) - 1)
     if temperature and seed is None:
         raise InputError("tokens that are drawn need a seed, which is recorded; add seed=N, or leave temperature out")
     if seed is not None and not temperature:
         raise InputError("seed says nothing of the highest score; add temperature=T, or leave seed out")
-    how = LoopSettings(tokens, end, start, prefix, float(temperature), seed)
+    how = LoopSettings(tokens, end, start, prefix, temperature, seed)
     files = {n: str(f) for n, f in (("encoder", encoder), ("prefill", prefill), ("decode", decode)) if f}
     known = Tokenizer(str(tokenizer)) if tokenizer else None
     parts = Parts(known, end)
@@ -307,7 +301,6 @@ def generation(
         panels=("changed", "divergence", "collapse", "sdc", "due"),
         curves=("changed", "sdc"),
         compared=("changed", "divergence", "sdc_samples", "sdc"),
-        tiles=("sdc_samples", "due"),
         orders=(("divergence", "changed"), ("sdc_samples", "changed"), ("collapse", "changed")),
         absent="the model runs once and in no loop; name the task with --task generation",
         labels="texts",

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.errors import DataError, InputError
+from onnxfi.errors import DataError
+from onnxfi.numbers import named_number
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs, stacked
@@ -177,10 +178,8 @@ def _task(name: str, tolerance: object, relative: object, unit: object, own: Seq
         (*metrics, *DEVIATIONS),
         columns=((headline, "rel_l2"), ("max_error", "max_abs"), ("sdc_samples",), ("sdc",), ("due",)),
         page_columns=(headline, "max_error", "rel_l2", "sdc_samples", "sdc", "due", "masked"),
-        panels=("sdc_samples", "sdc", "due"),
         curves=("sdc_samples",),
         compared=(headline, "rel_l2", "sdc_samples", "sdc"),
-        tiles=("sdc_samples", "due"),
         orders=(("sdc_samples", "changed_samples"), ("changed", "changed_samples")),
         absent=f"the output is not read as numbers with labels; name the task with --task {name}",
         labels="numbers",
@@ -219,11 +218,7 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
 
 def _number(name: str, given: object) -> float | None:
     """Return an option as a number of 0 or more; None if it is not given."""
-    if given is None:
-        return None
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
-        raise InputError(f"{name} is {str(given)[:60]!r}; give a number of 0 or more")
-    return float(given)
+    return None if given is None else named_number(name, given, 0)
 
 
 def regression(tolerance: object = None, relative: object = None, unit: object = "") -> Task:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from onnxfi.description import read_text
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
+from onnxfi.numbers import named_whole, optional_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -239,9 +240,7 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
     """
     if charset and tokenizer:
         raise InputError("give charset or tokenizer, not both")
-    for name, number in (("blank", blank), ("end", end)):
-        if number is not None and not isinstance(number, int):
-            raise InputError(f"{name} is {str(number)[:60]!r}; give the number of a class")
+    blank, end = named_whole("blank", blank), optional_whole("end", end)
     how: Charset | Tokens | None = None
     if charset:
         how = Charset(tuple(_lines(charset, "charset")), blank)
@@ -258,10 +257,7 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
         ),
         columns=(("exact", "text_changed"), ("cer", "text_distance"), ("sdc_samples",), ("sdc",), ("due",)),
         page_columns=("exact", "cer", "wer", "text_changed", "sdc_samples", "sdc", "due", "masked"),
-        panels=("sdc_samples", "sdc", "due"),
         curves=("exact", "text_changed", "sdc"),
-        compared=("exact", "text_changed", "sdc_samples", "sdc"),
-        tiles=("sdc_samples", "due"),
         orders=(("sdc_samples", "text_changed"),),
         absent="the output is not read as text; name the task with --task sequence:charset=FILE or tokenizer=FILE",
         labels="texts",

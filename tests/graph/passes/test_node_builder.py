@@ -17,7 +17,7 @@ def test_an_axis_is_reduced_in_the_form_of_the_opset(opset: int, op: str) -> Non
     g = NodeBuilder(opset)
     assert g.constant([1.0], "float32") == g.constant([1.0], "float32") and len(g.nodes) == 1
     g.reduce(op, "x", 1, keepdims=1, name="y")
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, None)] for name in "xy"]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", None])] for name in "xy"]
     model = helper.make_model(helper.make_graph(g.nodes, "g", *ends), opset_imports=[helper.make_opsetid("", opset)])
     onnx.checker.check_model(model)
     x = np.array([[1, 2], [3, 5]], np.float32)

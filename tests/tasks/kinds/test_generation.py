@@ -70,8 +70,8 @@ def test_scores_that_are_not_finite_are_due() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"tokens": 0}, "tokens is 0"), ({"temperature": 0.5}, "need a seed"), ({"seed": 3}, "temperature=T"),
-     ({"temperature": -1}, "temperature is -1"), ({"end": -2}, "end is -2"), ({"prefix": 1.5}, "prefix is 1.5")],
+    [({"tokens": 0}, "tokens 0 is out of range"), ({"temperature": 0.5}, "need a seed"), ({"seed": 3}, "temperature=T"),
+     ({"temperature": -1}, "temperature -1.0 is out of range"), ({"end": -2}, "end -2 is out of range"), ({"prefix": 1.5}, "prefix must be a whole number")],
 )  # fmt: skip
 def test_options_that_say_nothing_are_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -137,7 +137,7 @@ def test_outputs_and_labels_of_another_task_are_refused(
         ("sequence:charset=gone.txt", "cannot read 'gone.txt': No such file"),
         ("sequence:tokenizer=gone.json", "cannot read 'gone.json': No such file"),
         ("sequence:charset=a,tokenizer=b", "give charset or tokenizer, not both"),
-        ("sequence:charset=a,blank=x", "blank is 'x'; give the number of a class"),
+        ("sequence:charset=a,blank=x", "blank must be a whole number; given 'x'"),
         ("sequence:chars=a", "no option 'chars'; closest: 'charset'"),
     ],
 )
