@@ -96,10 +96,7 @@ class DetectorReport:
     def document(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
         rows = [asdict(one) | {"coverage": _ends(one.coverage)} for one in self.detectors]
-        return {
-            "trials": self.trials, "harmful": self.harmful, "samples": self.samples, "detectors": rows,
-            "untimed": self.untimed, "untested": self.untested,
-        }  # fmt: skip
+        return asdict(self) | {"detectors": rows}
 
     @property
     def figure(self) -> Figure:

@@ -163,14 +163,7 @@ class Attack:
 
     def document(self) -> dict[str, Any]:
         """Return the result as plain values for JSON."""
-        return {
-            "model": self.model, "digest": self.digest, "formats": list(self.formats), "goal": asdict(self.goal),
-            "rules": asdict(self.rules), "attack_samples": self.attack_samples,
-            "scored_samples": self.scored_samples, "chance": self.chance,
-            "to_chance": list(self.to_chance), "searches": [asdict(search) for search in self.searches],
-            "random": [asdict(row) for row in self.random], "random_trials": self.random_trials,
-            "defended": [asdict(one) for one in self.defended],
-        }  # fmt: skip
+        return asdict(self) | {"to_chance": list(self.to_chance)}
 
 
 def attack(

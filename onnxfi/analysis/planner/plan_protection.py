@@ -29,9 +29,9 @@ from onnxfi.analysis.planner.options import (
     parse_budget,
 )
 from onnxfi.analysis.planner.recorded_trials import Cell, RecordedTrials
+from onnxfi.campaign.report.rates import ends_row
 from onnxfi.errors import InputError, closest
 from onnxfi.faults.space import NamePattern, Selector
-from onnxfi.faults.trials import json_value
 from onnxfi.graph.dataflow.macs import layer_macs
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
@@ -397,16 +397,12 @@ def _remarks(
     unprotected: Interval, forecast: Interval, choice: Choice,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a plan says beside what it protects."""
-
-    def ends(i: Interval) -> dict[str, Any]:
-        return {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
-
     return {
         "cost": {name: int(costs[k]) for k, name in enumerate(RESOURCES)},
         "budget": {name: None if math.isinf(limits[k]) else limits[k] for k, name in enumerate(RESOURCES)},
         "forecast": {
             "rate": rate, "faults": kind, "confidence": forecast.confidence, "trials": trials,
-            "unprotected": ends(unprotected), "protected": ends(forecast),
+            "unprotected": ends_row(unprotected), "protected": ends_row(forecast),
             "choosing": {"remaining": choice.remaining, "bound": choice.bound, "exact": choice.exact},
         },
         "layers": [part.document() for part in parts],

@@ -9,6 +9,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.mapped_list import MappedList, map_list
@@ -17,8 +19,8 @@ from onnxfi.campaign.report.differences import difference_text
 from onnxfi.campaign.report.html_page import PageHead, PageTable, write_page
 from onnxfi.campaign.report.rates import ends_row
 from onnxfi.campaign.report.report import Report, report
-from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.results.trial_columns import TrialColumns, trial_columns
 from onnxfi.campaign.run.runner import Running, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay, SingleFaults
@@ -29,7 +31,7 @@ from onnxfi.protection.protect import read_record
 from onnxfi.runtime.engine.cuda import CPU
 from onnxfi.statistics.intervals import Interval, Stratum, clopper_pearson, stratified_interval
 from onnxfi.statistics.paired import Paired, paired, rate_ratio
-from onnxfi.tasks.task import Metric, Task
+from onnxfi.tasks.task import OUTCOMES, Metric, Task
 
 #: Runs of one batch, of which the fastest is the time.
 _TIMED = 9
@@ -291,12 +293,10 @@ def _detection(before: Report, after: Report, opened: OpenCampaign, confidence: 
         return None
     alarms = int(sum(one.sum() for one in flags)), sum(map(len, flags))
     headline = before.task.metric(before.task.headline)
-    with Store.open(before.store) as first, Store.open(after.store) as second:
-        stopped = {row.trial: row.outcome == "due" for row in second.rows()}
-        silent = [(row.trial, bool(_value(headline, row))) for row in first.rows() if row.outcome == "sdc"]
-    seen = [stopped[trial] for trial, _ in silent if trial in stopped]
-    worst = [stopped[trial] for trial, critical in silent if critical and trial in stopped]
-    found = [clopper_pearson(sum(one), len(one), confidence) for one in (seen, worst)]
+    first, second = _same_trials(before, after, [headline])
+    silent, stopped = first.outcome == OUTCOMES.index("sdc"), second.outcome == OUTCOMES.index("due")
+    critical = silent & (np.nan_to_num(first.of(headline.name)) != 0)
+    found = [clopper_pearson(int(stopped[some].sum()), int(some.sum()), confidence) for some in (silent, critical)]
     return Detection(found[0], found[1], clopper_pearson(*alarms, confidence))
 
 
@@ -320,16 +320,12 @@ def _own_sites(
         return replace(plain, without_effect=True)
     headline = found.task.headline
     strata = []
-    for store, sites in ((second.store, mapped.sites), (found.store, mapped.own_sites)):
-        with Store.open(store) as opened:
-            values = [v for row in opened.rows() if (v := _value(found.task.metric(headline), row)) is not None]
+    for one, sites in ((second, mapped.sites), (found, mapped.own_sites)):
+        values = one.trials.of(headline)
+        values = values[~np.isnan(values)]
         strata.append(Stratum.of(values, max(sites, len(values))))
     together = stratified_interval(strata, campaign.confidence)
     return replace(plain, trials=trials, rate=found.everything.rate(headline), together=together)
-
-
-def _value(metric: Metric, row: Row) -> float | None:
-    return metric.value(row.outcome, row.metrics)
 
 
 def _batch_times(opened: Sequence[OpenCampaign]) -> list[float]:
@@ -349,23 +345,31 @@ def _batch_times(opened: Sequence[OpenCampaign]) -> list[float]:
 
 def _rows(first: Report, second: Report, campaign: Campaign) -> list[PairedRow]:
     """Compare the metrics that both have, for each rate of a sweep, or for all trials."""
-    trials: list[dict[int, Row]] = []
-    for one in (first, second):
-        with Store.open(one.store) as opened:
-            trials.append({row.trial: row for row in opened.rows()})
-    rates = {s["stratum"]: s["ber"] for s in first.strata}
-    shared = sorted(trials[0].keys() & trials[1].keys())
-    groups: dict[float | None, list[int]] = {}
-    for trial in shared:
-        groups.setdefault(rates[trials[0][trial].stratum], []).append(trial)
+    metrics = _compared(first.task)
+    one, two = _same_trials(first, second, metrics)
+    strata: dict[float | None, list[int]] = {}
+    for stratum in first.strata:
+        strata.setdefault(stratum["ber"], []).append(stratum["stratum"])
     rows = []
-    for metric in _compared(first.task):
-        for ber, numbers in groups.items():
-            pairs = [(_value(metric, trials[0][t]), _value(metric, trials[1][t])) for t in numbers]
-            known = [(a, b) for a, b in pairs if a is not None and b is not None]
-            if known:
-                rows.append(_row(metric, ber, [a for a, _ in known], [b for _, b in known], campaign.confidence))
+    for metric in metrics:
+        before, after = one.of(metric.name), two.of(metric.name)
+        known = ~np.isnan(before) & ~np.isnan(after)
+        for ber, some in strata.items():
+            here = known & np.isin(one.stratum, some)
+            if here.any():
+                rows.append(_row(metric, ber, before[here].tolist(), after[here].tolist(), campaign.confidence))
     return rows
+
+
+def _same_trials(first: Report, second: Report, metrics: Sequence[Metric]) -> tuple[TrialColumns, TrialColumns]:
+    """Return the trials that both campaigns have a result of, in the same order."""
+    columns = []
+    for found in (first, second):
+        with Store.open(found.store, checked=True) as opened:
+            columns.append(trial_columns(opened, metrics))
+    shared = np.intersect1d(columns[0].trial, columns[1].trial)
+    one, two = (each.pick(np.searchsorted(each.trial, shared)) for each in columns)
+    return one, two
 
 
 def _compared(task: Task) -> list[Metric]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -65,6 +65,10 @@ class TrialColumns:
         """Return the values of a metric ([N])."""
         found: NDArray[np.float64] = self.values[self.names.index(name)]
         return found
+
+    def pick(self, rows: NDArray[np.int64]) -> TrialColumns:
+        """Return the trials at these places ([n])."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _KINDS}, values=self.values[:, rows])
 
     def by_stratum(self, values: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
         """Return values of the trials ([N]) by stratum, NaN left out."""

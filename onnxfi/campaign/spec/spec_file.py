@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.code_trust import refuse_code
 from onnxfi.campaign.spec.designs import FaultMixPart
 from onnxfi.campaign.spec.flat_fields import brief, given_fields
 from onnxfi.campaign.spec.yaml_fields import (
@@ -21,8 +21,12 @@ from onnxfi.campaign.spec.yaml_fields import (
     read_mix_part,
     read_yaml,
 )  # fmt: skip
+from onnxfi.extensions import names_function
+from onnxfi.tasks.registry import runs_code
 
 VERSION = 1
+#: Words in the name of a provider's option that loads a library or an engine, or takes an address in memory.
+_LOADS = re.compile(r"path|lib|plugin|alloc|free|stream|backend|context|cache|engine|file|dir", re.I)
 
 
 def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Campaign:
@@ -149,3 +153,38 @@ def _on_one_line(part: FaultMixPart) -> str:
 def parse_spec(text: str, name: str = "the spec", instead: Collection[str] | None = None) -> Campaign:
     """Read a campaign from the text of a spec, as a store keeps it; to run it, give `instead` as in `load_spec`."""
     return _campaign(compose(text.encode(), name, "campaign"), instead)
+
+
+# Code that a file names: an untrusted campaign or budget runs none unless the caller allows it. Code that the caller
+# names (a flag, an argument) is allowed. SECURITY.md says what is trusted.
+
+
+def refuse_code(given: Mapping[str, Any], places: Mapping[str, YamlNode], instead: Collection[str]) -> None:
+    """Raise SpecError for a field that has code run, as a file gives it; fields in `instead` get other values."""
+    for name, item, what in _code(given):
+        if name not in instead:
+            flag = "--" + name.replace("_", "-")
+            raise places.get(item, places[name]).error(
+                f"{name} has code run that this file names ({what[:80]!r}); if you trust it, add --allow-code (in "
+                f"Python allow_code=True), or name it yourself with {flag}"
+            )
+
+
+def _code(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the fields that run code, the place of the item, and its value."""
+    found = []
+    for name, is_code in (("data", names_function), ("task", runs_code)):
+        text = given.get(name)
+        if isinstance(text, str) and is_code(text):
+            found.append((name, name, text))
+    for name, loads in (
+        ("metric", names_function), ("custom_ops", lambda _: True), ("provider_option", _is_loaded),
+    ):  # fmt: skip
+        items = given.get(name) or ()
+        found += [(name, f"{name}[{k}]", str(text)) for k, text in enumerate(items) if loads(str(text))]
+    return found
+
+
+def _is_loaded(option: str) -> bool:
+    key, _, value = option.partition("=")
+    return bool(_LOADS.search(key)) or "/" in value or "\\" in value
