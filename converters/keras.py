@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ def convert(
             found = keras.tree.flatten(of(values[0] if len(values) == 1 else list(values), training=False))
             return dict(zip(outputs, found, strict=True))
 
-        paths = list(_layers(model))
+        paths = list(layers_of(model))
         with _scoped_layers([layer for layer, _ in paths]):
             proto = export_function(call, ports, opset or OPSET)
         _name_by_scopes(proto, [path for _, path in paths])
@@ -182,15 +182,29 @@ def _output_names(model: Any) -> list[str]:
     return names
 
 
-def _layers(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+def layers_of(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
     """Yield every layer of a model with its path, outer ones first."""
     for inner in layer._flatten_layers(include_self=False, recursive=False):
         yield inner, prefix + inner.name
-        yield from _layers(inner, f"{prefix}{inner.name}/")
+        yield from layers_of(inner, f"{prefix}{inner.name}/")
 
 
 @contextlib.contextmanager
-def _scoped_layers(layers: Sequence[Any]) -> Iterator[None]:
+def replaced_calls(calls: Iterable[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
+    """Let layers compute by other functions; of a layer that is in two places the first of them."""
+    changed = []
+    try:
+        for layer, call in calls:
+            if "call" not in vars(layer):
+                object.__setattr__(layer, "call", call)
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            object.__delattr__(layer, "call")
+
+
+def _scoped_layers(layers: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
     """Trace each layer in a scope with its number: TensorFlow adds suffixes to the scopes of Keras."""
     import tensorflow as tf
 
@@ -201,17 +215,7 @@ def _scoped_layers(layers: Sequence[Any]) -> Iterator[None]:
 
         return call_in_scope
 
-    changed = []
-    try:
-        for number, layer in enumerate(layers):
-            if "call" not in vars(layer):  # a layer that is used twice gets one scope
-                call = scoped(number, layer.call)
-                object.__setattr__(layer, "call", call)
-                changed.append(layer)
-        yield
-    finally:
-        for layer in changed:
-            object.__delattr__(layer, "call")
+    return replaced_calls((layer, scoped(number, layer.call)) for number, layer in enumerate(layers))
 
 
 def _name_by_scopes(proto: onnx.ModelProto, paths: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from onnxfi.faults.space import Selector
 from onnxfi.graph.model.layers import LAYER_KEY
 from onnxfi.runtime.engine.ports import Array
 
-from .keras_training import layers_of, path_of, refuse_model
+from .keras import layers_of, replaced_calls
+from .keras_training import path_of, refuse_model
 from .training import target_of
 
 if TYPE_CHECKING:
@@ -110,18 +111,10 @@ class QuantisationAwareTraining(keras.Model):
                 _store_integers(proto, node, path)
                 _quantise_input(proto, node, path, np.array(ends))
 
-    @contextlib.contextmanager
-    def _input_hooks(self, ranges: dict[int, Any], training: bool) -> Iterator[None]:
+    def _input_hooks(self, ranges: dict[int, Any], training: bool) -> contextlib.AbstractContextManager[None]:
         """Round the inputs of the chosen layers; one that is used twice has a range of both."""
-        changed = []
-        try:
-            for number, layer in enumerate(self._chosen):
-                object.__setattr__(layer, "call", self._rounded_call(layer, number, ranges, training))
-                changed.append(layer)
-            yield
-        finally:
-            for layer in changed:
-                object.__delattr__(layer, "call")
+        every = enumerate(self._chosen)
+        return replaced_calls((layer, self._rounded_call(layer, k, ranges, training)) for k, layer in every)
 
     def _rounded_call(self, layer: Any, number: int, ranges: dict[int, Any], training: bool) -> Callable[..., Any]:
         call = layer.call

@@ -17,6 +17,7 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.runtime.engine.ports import Array
 
+from .keras import layers_of, replaced_calls
 from .training import (
     FaultSettings,
     InjectionPlan,
@@ -190,14 +191,11 @@ class FaultAwareTraining(TrainingFaults, keras.Model):
         return list(given.values())
 
     def _has_faults(self) -> bool:
-        state = self._state
-        if self.settings.from_epoch and state.epoch is None:
-            state.error = InputError(
-                f"faults begin with epoch {self.settings.from_epoch}, but the epoch is not known: call "
-                f"begin_epoch(number) as each epoch begins"
-            )
-            raise state.error
-        return (state.epoch or 0) >= self.settings.from_epoch
+        try:
+            return self.settings.begun(self._state.epoch)
+        except InputError as error:
+            self._state.error = error
+            raise
 
     def _checked(self, number: Any, name: str, gradient: Any) -> Any:
         """Return the gradient unchanged; fail where it is not finite."""
@@ -219,17 +217,10 @@ class FaultAwareTraining(TrainingFaults, keras.Model):
         if self.settings.target != "activations":
             yield
             return
-        changed, counts = [], [0]
-        try:
-            for target in self.plan.space.targets:
-                layer = self._layer_of[target.id]
-                if "call" not in vars(layer):  # a layer that is in two places is changed once
-                    object.__setattr__(layer, "call", self._faulty_call(layer, target, number, counts))
-                    changed.append(layer)
+        counts = [0]
+        targets = [(self._layer_of[target.id], target) for target in self.plan.space.targets]
+        with replaced_calls((layer, self._faulty_call(layer, target, number, counts)) for layer, target in targets):
             yield
-        finally:
-            for layer in changed:
-                object.__delattr__(layer, "call")
 
     def _faulty_call(self, layer: Any, target: Target, number: Any, counts: list[int]) -> Callable[..., Any]:
         call = layer.call
@@ -333,13 +324,6 @@ def refuse_model(model: Any) -> None:
 def path_of(model: Any, variable: Any) -> str:
     """Return a variable's name in the exported file."""
     return str(variable.path).removeprefix(f"{model.name}/")
-
-
-def layers_of(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
-    """Yield every layer of a model with its path, outer ones first."""
-    for inner in layer._flatten_layers(include_self=False, recursive=False):
-        yield inner, prefix + inner.name
-        yield from layers_of(inner, f"{prefix}{inner.name}/")
 
 
 def _parameters(model: Any) -> list[Any]:

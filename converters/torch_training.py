@@ -110,7 +110,7 @@ class FaultAwareTraining(TrainingFaults, torch.nn.Module):
             return self.model(*args, **kwargs)
         self.step += 1
         self.last_faults = ()
-        if not self._has_faults():
+        if not self.settings.begun(self._epoch):
             return self.model(*args, **kwargs)
         if self.settings.target == "weights":
             faults, final_words = resolve_faults(
@@ -120,14 +120,6 @@ class FaultAwareTraining(TrainingFaults, torch.nn.Module):
             return self._run_faulty(final_words, args, kwargs)
         with self._output_hooks():
             return self._run_faulty({}, args, kwargs)
-
-    def _has_faults(self) -> bool:
-        if self.settings.from_epoch and self._epoch is None:
-            raise InputError(
-                f"faults begin with epoch {self.settings.from_epoch}, but the epoch is not known: call "
-                f"begin_epoch(number) as each epoch begins"
-            )
-        return (self._epoch or 0) >= self.settings.from_epoch
 
     def _run_faulty(self, final_words: Mapping[int, tuple[Index, Words]], args: Any, kwargs: Any) -> Any:
         """Run the model with faulty tensors in place of its parameters, which stay unchanged."""

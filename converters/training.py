@@ -117,6 +117,15 @@ class FaultSettings:
         )
         return draw_faults(space, how, self.fault_model, trial)
 
+    def begun(self, epoch: int | None) -> bool:
+        """Return whether faults are injected in an epoch, counted from 0; InputError where that has to be known."""
+        if self.from_epoch and epoch is None:
+            raise InputError(
+                f"faults begin with epoch {self.from_epoch}, but the epoch is not known: call begin_epoch(number) as "
+                f"each epoch begins"
+            )
+        return (epoch or 0) >= self.from_epoch
+
     def trial(self, step: int) -> int:
         """Return the number of the draw of a step of training."""
         return 1 if self.permanent else step
