@@ -29,9 +29,9 @@ from onnxfi.campaign.exhaustive.exhaustive_run import exhaustive_outcomes as exh
 from onnxfi.campaign.exhaustive.outcome_table import OutcomeTable as OutcomeTable
 from onnxfi.campaign.exhaustive.outcome_table import read_outcome_table as read_outcome_table
 from onnxfi.campaign.gate.budget import Budget as Budget
-from onnxfi.campaign.gate.budget import Limit as Limit
+from onnxfi.campaign.gate.budget import BudgetLimit as BudgetLimit
 from onnxfi.campaign.gate.budget import load_budget as load_budget
-from onnxfi.campaign.gate.check import Checked as Checked
+from onnxfi.campaign.gate.check import CheckResult as CheckResult
 from onnxfi.campaign.report.compare import Comparison as Comparison
 from onnxfi.campaign.report.report import Report as Report
 from onnxfi.campaign.report.report import report as report
@@ -77,11 +77,11 @@ from onnxfi.runtime.inject.weights import replay as replay
 from onnxfi.runtime.inject.weights import sample as sample
 from onnxfi.runtime.inject.weights import undo as undo
 from onnxfi.runtime.pipeline.open_pipeline import open_pipeline as open_pipeline
-from onnxfi.runtime.pipeline.pipeline import Loop as Loop
 from onnxfi.runtime.pipeline.pipeline import Pipeline as Pipeline
+from onnxfi.runtime.pipeline.pipeline import PipelineLoop as PipelineLoop
 from onnxfi.runtime.pipeline.pipeline import Stage as Stage
 from onnxfi.runtime.quantize.quantize import Quantised as Quantised
-from onnxfi.runtime.quantize.recipe import Recipe as Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe as QuantisationRecipe
 from onnxfi.tasks.evaluation import evaluate_pipeline as evaluate_pipeline
 
 __version__: str

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxfi.campaign.gate.budget import Budget
-    from onnxfi.campaign.gate.check import Checked, Finding
+    from onnxfi.campaign.gate.check import CheckResult, Finding
 
 #: Characters that pytest shows of a value in a failing assertion.
 _SHOWN = 230
@@ -28,7 +28,7 @@ _SHOWN = 230
 class Outcome:
     """The outcome of a check: true if the verdict is pass. A failing assertion shows its repr."""
 
-    checked: Checked = field(repr=False)
+    checked: CheckResult = field(repr=False)
 
     @property
     def verdict(self) -> str:

@@ -16,23 +16,23 @@ from pathlib import Path
 import numpy as np
 from checksums import write_checksums
 
-from onnxfi import OrtEngine, Recipe, evaluate, load, open_data, quantize
+from onnxfi import OrtEngine, QuantisationRecipe, evaluate, load, open_data, quantize
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 TEST = ROOT / "data" / "fashion-mnist"
 SOURCE = MODELS / "fashion_cnn.onnx"
 RECIPES = {
-    "fp16": Recipe("fp16"),
-    "int8_qdq": Recipe("static", format="qdq", weights="int8", activations="uint8", per_channel=True),
-    "int8_qoperator": Recipe("static", format="qoperator", weights="int8", activations="uint8"),
+    "fp16": QuantisationRecipe("fp16"),
+    "int8_qdq": QuantisationRecipe("static", format="qdq", weights="int8", activations="uint8", per_channel=True),
+    "int8_qoperator": QuantisationRecipe("static", format="qoperator", weights="int8", activations="uint8"),
 }
 
 GPT, TEXTS = MODELS / "char_gpt.onnx", MODELS / "char_gpt_test.npz"
 GPT_RECIPES = {
-    "fp16": Recipe("fp16"),
-    "int8": Recipe("dynamic", per_channel=True),
-    "int4": Recipe("weight-only", block=32),
+    "fp16": QuantisationRecipe("fp16"),
+    "int8": QuantisationRecipe("dynamic", per_channel=True),
+    "int4": QuantisationRecipe("weight-only", block=32),
 }
 
 

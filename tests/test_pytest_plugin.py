@@ -149,11 +149,11 @@ def test_seeds_keywords_and_the_markers_defaults(place: pytest.Pytester) -> None
             assert seed_and_samples(onnxfi_check("m.onnx", "good.yaml", samples=4, seed=1)) == (7, 4)
 
         def test_baseline_and_store(onnxfi_check, tmp_path):
-            from onnxfi.campaign.gate.budget import Limit, load_budget
+            from onnxfi.campaign.gate.budget import BudgetLimit, load_budget
             from dataclasses import replace
 
             assert onnxfi_check("m.onnx", "good.yaml", store=tmp_path / "base.db")
-            budget = replace(load_budget("good.yaml"), limits=(Limit("sdc1", max_rise=1.0),))
+            budget = replace(load_budget("good.yaml"), limits=(BudgetLimit("sdc1", max_rise=1.0),))
             assert onnxfi_check("m.onnx", budget, baseline=tmp_path / "base.db")
         """,
         "--onnxfi-seed=7",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from onnxfi import Loop, Pipeline, Stage
+from onnxfi import Pipeline, PipelineLoop, Stage
 
 MODELS = Path(os.environ.get("ONNXFI_MODELS", Path(__file__).parents[2] / "fetched"))
 SOUNDS = Path(os.environ.get("ONNXFI_SOUNDS", "/usr/share/sounds/alsa"))
@@ -60,7 +60,7 @@ def loudest(shares: NDArray[np.float32]) -> Arrays:
 
 def pipeline() -> Pipeline:
     """Return the pipeline."""
-    loop = Loop(axis=1, over=["input"], carry={"state": "stateN"})
+    loop = PipelineLoop(axis=1, over=["input"], carry={"state": "stateN"})
     fed = {"input": "windows.chunks", "state": 0, "sr": RATE}
     return Pipeline(
         [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnxfi.analysis.assess import Assessment, OnPhase
     from onnxfi.analysis.environment import Environment
     from onnxfi.campaign.gate.budget import Budget
-    from onnxfi.campaign.gate.check import Checked
+    from onnxfi.campaign.gate.check import CheckResult
     from onnxfi.campaign.plan.plan import Plan
     from onnxfi.campaign.report.compare import Comparison
     from onnxfi.campaign.run.runner import Running
@@ -103,7 +103,7 @@ def check(
     workers: int = 0,
     allow_code: bool = False,
     **fields: Any,
-) -> Checked:
+) -> CheckResult:
     """Run the campaign of a budget on a model, and compare the measurements with each limit.
 
     Parameters
@@ -127,7 +127,7 @@ def check(
 
     Returns
     -------
-    Checked
+    CheckResult
         The verdict, and a finding for each limit.
 
     Raises

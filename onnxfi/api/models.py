@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.data.open_data import Data
     from onnxfi.runtime.engine.protocols import Engine
     from onnxfi.runtime.quantize.quantize import Quantised
-    from onnxfi.runtime.quantize.recipe import Recipe
+    from onnxfi.runtime.quantize.recipe import QuantisationRecipe
     from onnxfi.tasks.evaluation import Evaluation
 
 #: Fields of the values below that a campaign alone has, or that are arguments here.
@@ -164,7 +164,7 @@ def evaluate(
 
 def quantize(
     model: ModelLike,
-    recipe: Recipe | str,
+    recipe: QuantisationRecipe | str,
     out: str | Path,
     *,
     data: Any = None,
@@ -178,7 +178,7 @@ def quantize(
     ----------
     model : str, Path, bytes, onnx.ModelProto or Model
         The float32 model.
-    recipe : Recipe or str
+    recipe : QuantisationRecipe or str
         The mode and its settings; of a mode as text the settings are among the fields.
     out : str or Path
         The file to write.
@@ -214,13 +214,13 @@ def quantize(
     """
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize as quantize_model
-    from onnxfi.runtime.quantize.recipe import Recipe
+    from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 
     if isinstance(recipe, str):
-        known = {field.name for field in dataclasses.fields(Recipe)} - {"mode"}
-        recipe = Recipe(recipe, **{name: fields.pop(name) for name in known & fields.keys()})
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"a recipe is a Recipe or its text, as 'static', not a {type(recipe).__name__}")
+        known = {field.name for field in dataclasses.fields(QuantisationRecipe)} - {"mode"}
+        recipe = QuantisationRecipe(recipe, **{name: fields.pop(name) for name in known & fields.keys()})
+    if not isinstance(recipe, QuantisationRecipe):
+        raise InputError(f"a recipe is a QuantisationRecipe or its text, as 'static', not a {type(recipe).__name__}")
     settings = _Settings.of(engine, fields)
     if data is None:
         settings.refuse(fields, "without data")

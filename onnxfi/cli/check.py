@@ -13,7 +13,7 @@ from onnxfi.cli.streams import OUTPUT
 from onnxfi.cli.terminal import print_json, print_line, table
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.gate.check import Checked
+    from onnxfi.campaign.gate.check import CheckResult
 
 _PATH = click.Path(path_type=Path)
 
@@ -102,7 +102,7 @@ def _campaign_fields(explicit: Mapping[str, Any]) -> dict[str, Any]:
     return {name: explicit[name] for name in flat_fields(Campaign) if name in explicit}
 
 
-def _print_result(checked: Checked, budget: Path, notes: list[str], as_json: bool) -> None:
+def _print_result(checked: CheckResult, budget: Path, notes: list[str], as_json: bool) -> None:
 
     if as_json:
         print_json({**checked.document(), "budget": str(budget), "notes": notes})

@@ -57,13 +57,13 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
     """
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize
-    from onnxfi.runtime.quantize.recipe import Recipe
+    from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 
     if flags["data"] is None:
         options.refuse_flags(options.RUN_PARAMETERS, "without --data, as nothing is run")
     if mode != "static":
         options.refuse_flags(("calibration_samples",), f"in mode {mode}")
-    recipe = Recipe(mode, **{name: flags[name] for name in _RECIPE_FIELDS})
+    recipe = QuantisationRecipe(mode, **{name: flags[name] for name in _RECIPE_FIELDS})
     opened = load(model, allow_links=allow_links)
     data = evaluated = golden = after = None
     if flags["data"] is not None:

@@ -110,7 +110,7 @@ def test_models_and_data_of_every_form(held: Any, verb: str) -> None:
 
 def test_answers_are_short_where_they_are_shown(held: Any) -> None:
     proto, arrays = held
-    campaign, limit = onnxfi.Campaign("m.onnx", "d.npz", ber=1e-2, repeat=2, **CPU), onnxfi.Limit("due", max=1)
+    campaign, limit = onnxfi.Campaign("m.onnx", "d.npz", ber=1e-2, repeat=2, **CPU), onnxfi.BudgetLimit("due", max=1)
     drawn = onnxfi.sample(proto, count=20)
     answers = (
         onnxfi.load(proto), drawn, onnxfi.inject(proto, drawn), onnxfi.census(proto), onnxfi.manifest(proto),

@@ -64,9 +64,9 @@ def test_what_has_no_effect_is_refused(here: Path, call: Any, message: str) -> N
 
 
 def test_a_recipe_and_a_selection_are_given_by_their_fields(here: Path) -> None:
-    with pytest.raises(InputError, match="a recipe is a Recipe or its text, as 'static', not a ndarray"):
+    with pytest.raises(InputError, match="a recipe is a QuantisationRecipe or its text, as 'static', not a ndarray"):
         onnxfi.quantize("m.onnx", np.zeros(3), "none.onnx")  # type: ignore[arg-type]
-    recipe = onnxfi.Recipe("static", per_channel=True, calibration_samples=4)
+    recipe = onnxfi.QuantisationRecipe("static", per_channel=True, calibration_samples=4)
     one = onnxfi.quantize("m.onnx", recipe, "one.onnx", data="d.npz").out.read_bytes()
     done = onnxfi.quantize("m.onnx", "static", "two.onnx", data="d.npz", per_channel=True, calibration_samples=4)
     assert done.out.read_bytes() == one

@@ -217,7 +217,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     ),
     "eval": ((onnxfi.evaluate,), set()),
     "instrument": ((onnxfi.instrument, onnxfi.expose_neurons, onnxfi.load), {"target"}),
-    "quantize": ((onnxfi.quantize, onnxfi.Recipe, onnxfi.evaluate), set()),
+    "quantize": ((onnxfi.quantize, onnxfi.QuantisationRecipe, onnxfi.evaluate), set()),
     "protect": ((onnxfi.protect, onnxfi.evaluate), set()),
     "compare": ((onnxfi.compare,), {"out", "html", "figure_folder", "paired", "allow_calibration_data"}),
     "assess": ((onnxfi.assess,), set()),

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from onnxfi import Recipe, Selector, load, open_data, quantize
+from onnxfi import QuantisationRecipe, Selector, load, open_data, quantize
 from onnxfi.errors import InputError
 
 keras = pytest.importorskip("keras", reason="Keras is not installed: bash scripts/test.sh frameworks")
@@ -59,7 +59,7 @@ def test_the_quantised_file_stores_the_integers_that_were_trained(trained: tuple
     images, labels = data()
     done = convert(net, tmp_path / "trained.onnx")
     np.savez(tmp_path / "data.npz", image=images, labels=labels)
-    recipe = Recipe("static", per_channel=True)
+    recipe = QuantisationRecipe("static", per_channel=True)
     quantize(load(done.out), recipe, tmp_path / "int8.onnx", data=open_data(tmp_path / "data.npz", done.inputs))
     held = [numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer]
     integers = {array.shape: array for array in held if array.dtype == np.int8 and array.ndim > 1}

@@ -12,7 +12,7 @@ import pytest
 from task_examples import faulty_example, golden_example
 from tiny_campaigns import mlp, ran, save
 
-from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit, load_budget
 from onnxfi.campaign.gate.check import check
 from onnxfi.campaign.report.html_page import page
 from onnxfi.campaign.report.report import report
@@ -155,16 +155,16 @@ def test_a_metric_and_a_task_of_ones_own_are_in_every_report(here: Path) -> None
 def test_a_budget_limits_deviations_and_ones_own_metrics(here: Path) -> None:
     sweep = Campaign("", ber=1e-3, repeat=30, samples=8, task="deviation", metric=("own_metric:HALF",))
     limits = (
-        Limit("rel_l2", max=1e9),
-        Limit("half_wrong", max=1),
-        Limit("cosine", min=-1),
-        Limit("max_abs", min=1e35),
+        BudgetLimit("rel_l2", max=1e9),
+        BudgetLimit("half_wrong", max=1),
+        BudgetLimit("cosine", min=-1),
+        BudgetLimit("max_abs", min=1e35),
     )
     found = check("m.onnx", Budget(sweep, limits))
     assert [one.verdict for one in found.findings][:3] == ["pass"] * 3 and found.findings[3].verdict == "fail"
     assert str(found.findings[3].limit) == "max_abs at 0.001: at least 1e+35"
     with pytest.raises(SpecError, match="max -1 is out of range; give a number from 0"):
-        Limit("rel_l2", max=-1)
+        BudgetLimit("rel_l2", max=-1)
     with pytest.raises(SpecError, match=r"no rate 'half_wrong'"):
         Budget(replace(sweep, metric=()), limits)
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper, parser
 from tiny_campaigns import HEAD, chance, ran
 
-from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit, load_budget
 from onnxfi.campaign.gate.check import check
 from onnxfi.campaign.gate.write_budget import write_budget
 from onnxfi.campaign.report.html_page import page
@@ -119,9 +119,9 @@ def test_a_budget_limits_the_metric_of_a_task(case: Case, here: Path) -> None:
     fields = prepared(case, here)
     sweep = Campaign(**{**fields, "model": ""}, ber=1e-3, repeat=12, bits="0-22")
     limits = (
-        Limit(case.metric, max=1e9)
+        BudgetLimit(case.metric, max=1e9)
         if case.metric not in ("accuracy", "f1_micro", "recall", "balanced_accuracy")
-        else Limit(case.metric, max=1),
+        else BudgetLimit(case.metric, max=1),
     )
     assert check(fields["model"], Budget(sweep, limits), workers=0).verdict == "pass"
     more = Budget(sweep.with_fields(repeat=60))

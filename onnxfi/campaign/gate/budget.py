@@ -28,7 +28,7 @@ _OPEN = {
 
 
 @dataclass(frozen=True)
-class Limit(CheckedFields):
+class BudgetLimit(CheckedFields):
     """One bound on one rate of a budget.
 
     Parameters
@@ -56,9 +56,9 @@ class Limit(CheckedFields):
 
     Examples
     --------
-    >>> print(Limit("top1", ber=1e-5, min=0.6))
+    >>> print(BudgetLimit("top1", ber=1e-5, min=0.6))
     top1 at 1e-05: at least 60 %
-    >>> print(Limit("sdc1", layer="conv1", max_rise=0.1))
+    >>> print(BudgetLimit("sdc1", layer="conv1", max_rise=0.1))
     sdc1 in conv1: rises by at most 10 points
     """
 
@@ -164,7 +164,7 @@ class Budget(CheckedFields):
     ----------
     campaign : Campaign
         The campaign that is run on each model; its own `model` is empty.
-    limits : tuple of Limit
+    limits : tuple of BudgetLimit
         The limits.
     confidence : float
         Confidence with which all verdicts hold together.
@@ -179,12 +179,12 @@ class Budget(CheckedFields):
     Examples
     --------
     >>> sweep = Campaign("", data="images.npz", ber=1e-5, repeat=200)
-    >>> Budget(sweep, (Limit("top1", min=0.6), Limit("sdc1", max=0.3))).limits[0].ber
+    >>> Budget(sweep, (BudgetLimit("top1", min=0.6), BudgetLimit("sdc1", max=0.3))).limits[0].ber
     1e-05
     """
 
     campaign: Campaign
-    limits: tuple[Limit, ...] = ()
+    limits: tuple[BudgetLimit, ...] = ()
     confidence: float = share_field(0.99, "0.99")
     time_s: float | None = bounded(None, lambda time: 0 < time < math.inf, "seconds above 0, or leave it out")
 
@@ -216,11 +216,11 @@ class Budget(CheckedFields):
         return replace(self.campaign, model=str(model), confidence=self.confidence)
 
 
-def _counted(budget: Budget) -> Iterator[tuple[str, Limit]]:
+def _counted(budget: Budget) -> Iterator[tuple[str, BudgetLimit]]:
     return ((f"limits[{n}]", limit) for n, limit in enumerate(budget.limits))
 
 
-def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
+def _placed(limit: BudgetLimit, name: str, campaign: Campaign) -> BudgetLimit:
     """Return the limit with the rate of the only sweep; SpecError if the campaign cannot give it."""
     if known_metric(limit.rate, campaign.scoring.task, campaign.scoring.metric) is None:
         raise SpecError(f"no rate {limit.rate[:60]!r}{closest(limit.rate[:60], metric_names())}", f"{name}.rate")
@@ -245,9 +245,9 @@ def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
     return replace(limit, ber=bers[0]) if limit.ber is None else limit
 
 
-def exclusive(limits: Sequence[Limit]) -> None:
+def exclusive(limits: Sequence[BudgetLimit]) -> None:
     """Refuse limits that are given twice, and such that no model can keep together (SpecError)."""
-    scopes: dict[tuple[Any, ...], dict[tuple[str, str], tuple[str, Limit]]] = {}
+    scopes: dict[tuple[Any, ...], dict[tuple[str, str], tuple[str, BudgetLimit]]] = {}
     for number, limit in enumerate(limits):
         name = f"limits[{number}]"
         here = scopes.setdefault((limit.golden, limit.ber, limit.layer), {})
@@ -269,7 +269,7 @@ def _declared(what: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(one for task in known_tasks() for one in getattr(task, what)))
 
 
-def _room(here: Mapping[tuple[str, str], tuple[str, Limit]], parts: Sequence[str]) -> None:
+def _room(here: Mapping[tuple[str, str], tuple[str, BudgetLimit]], parts: Sequence[str]) -> None:
     """Refuse limits on rates that sum to 1 if all their `max` stay below, or all their `min` go beyond."""
     for bound, open_, beyond in (("max", 1.0, -1), ("min", 0.0, 1)):
         found = [here.get((part, bound), ("", None)) for part in parts]
@@ -309,7 +309,7 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
     """
     whole = read_yaml(path, "budget")
     refused = None if allow_code else instead
-    parts = {Campaign: lambda place: _read_campaign(place, refused), Limit: _read_limit}
+    parts = {Campaign: lambda place: _read_campaign(place, refused), BudgetLimit: _read_limit}
     given, places = read_fields(whole, types_of(Budget), extra=("version",), parts=parts)
     if "version" not in given:
         raise whole.error(f"a budget names its version; add version: {VERSION}")
@@ -337,17 +337,17 @@ def _read_campaign(place: YamlNode, instead: Collection[str] | None) -> Campaign
     return built(lambda fields: Campaign(**fields), {"model": "", **given}, places, place)
 
 
-def _read_limit(place: YamlNode) -> Limit:
-    given, places = read_fields(place, types_of(Limit))
+def _read_limit(place: YamlNode) -> BudgetLimit:
+    given, places = read_fields(place, types_of(BudgetLimit))
     if "rate" not in given:
         raise place.error("a limit names its rate; add rate: sdc1, say")
-    return built(lambda fields: Limit(**fields), given, places, place)
+    return built(lambda fields: BudgetLimit(**fields), given, places, place)
 
 
 def print_budget(budget: Budget) -> str:
     """Return the budget as a YAML file that `load_budget` reads back: every field that is not at its default.
 
-    >>> print(print_budget(Budget(Campaign("", ber=(1e-5,)), (Limit("top1", min=0.6),))), end="")
+    >>> print(print_budget(Budget(Campaign("", ber=(1e-5,)), (BudgetLimit("top1", min=0.6),))), end="")
     version: 1
     confidence: 0.99
     campaign:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit, exclusive
 from onnxfi.campaign.gate.measurement import Measured, exact, times_below
 from onnxfi.campaign.report.rates import ends_row
 from onnxfi.campaign.results.store import Store
@@ -39,7 +39,7 @@ _SLACK = 1e-12
 class Finding:
     """A limit, what was measured (of a change: the change), and the verdict; `reason` says why it is not decided."""
 
-    limit: Limit
+    limit: BudgetLimit
     interval: Interval
     verdict: str
     reason: str = ""
@@ -88,7 +88,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """The result of a check: a verdict for each limit of a budget, and the measurements behind it.
 
     Attributes
@@ -108,7 +108,7 @@ class Checked:
     --------
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("", data="models/fashion_test.npz", samples=20, ber=1e-5, repeat=2)
-    >>> done = check("models/fashion_cnn.onnx", Budget(campaign, (Limit("top1", golden=True, min=0.99),)))
+    >>> done = check("models/fashion_cnn.onnx", Budget(campaign, (BudgetLimit("top1", golden=True, min=0.99),)))
     >>> done.verdict, done.exit_code, done.summary()
     ('fail', 1, 'FAIL, 1 of 1 limits')
     """
@@ -171,17 +171,17 @@ def check(
     baseline: str | Path | None = None,
     store: str | Path | None = None,
     workers: int = 0,
-) -> Checked:
+) -> CheckResult:
     """Run the campaign of a budget on a model, and compare the measurements with each limit.
 
     `onnxfi.check` describes arguments and errors; here the model is a file, and the budget comes from `load_budget`.
 
     Examples
     --------
-    >>> from onnxfi.campaign.gate.budget import Budget, Limit
+    >>> from onnxfi.campaign.gate.budget import Budget, BudgetLimit
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("", data="models/fashion_test.npz", samples=20, ber=1e-5, repeat=2)
-    >>> budget = Budget(campaign, (Limit("top1", golden=True, min=0.8),))
+    >>> budget = Budget(campaign, (BudgetLimit("top1", golden=True, min=0.8),))
     >>> print(check("models/fashion_cnn.onnx", budget).findings[0])
     golden top1: measured 95.00 %, allowed at least 80 %: pass
     """
@@ -231,12 +231,12 @@ def finish(running: Running, deadline: float | None) -> bool:
     return running.out_of_time
 
 
-def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
+def applied(limits: Sequence[BudgetLimit], file: Path) -> tuple[BudgetLimit, ...]:
     """Return the limits on a model, one for each layer that a pattern matches; InputError if it gives no rate."""
     with Store.open(file) as opened:
         golden, cells = opened.get("golden"), opened.get("cells")
     task, layers = Task.declared(golden["task"]), list(dict.fromkeys(cell[0] for cell in cells))
-    found: list[Limit] = []
+    found: list[BudgetLimit] = []
     for limit in limits:
         if why := missing(limit.rate, task, labelled=_labelled(task, golden["metrics"])):
             raise InputError(f"{limit}: {why}")
@@ -260,10 +260,11 @@ def _labelled(task: Task, metrics: Mapping[str, Any]) -> bool:
     return not needing or any(name in metrics for name in needing)
 
 
-def joint(limits: Sequence[Limit], confidence: float) -> float:
+def joint(limits: Sequence[BudgetLimit], confidence: float) -> float:
     """Return the confidence of each interval, so that all hold together with the one that is stated (Bonferroni).
 
-    >>> sure = joint([Limit("top1", golden=True, min=0.9), Limit("sdc1", max=0.1), Limit("due", max=0.1)], 0.99)
+    >>> limits = [BudgetLimit("top1", golden=True, min=0.9), BudgetLimit("sdc1", max=0.1), BudgetLimit("due", max=0.1)]
+    >>> sure = joint(limits, 0.99)
     >>> round(sure, 6)
     0.995
     """
@@ -271,8 +272,8 @@ def joint(limits: Sequence[Limit], confidence: float) -> float:
 
 
 def judged(
-    model: str, confidence: float, limits: Sequence[Limit], now: Measured, before: Measured | None, stopped: bool
-) -> Checked:
+    model: str, confidence: float, limits: Sequence[BudgetLimit], now: Measured, before: Measured | None, stopped: bool
+) -> CheckResult:
     """Each limit against what was measured; nothing that rests on trials is decided where some are missing."""
     missing = ""
     # The sequence of intervals of an adaptive campaign holds at every moment, so also at that when time ran out.
@@ -281,10 +282,10 @@ def judged(
         missing = f"{left:,} of {now.planned:,} trials have no outcome: "
         missing += "time ran out" if stopped else "the harness failed on them"
     findings = tuple(_finding(limit, now, before, missing) for limit in limits)
-    return Checked(model, findings, now, confidence, None if before is None else before.source)
+    return CheckResult(model, findings, now, confidence, None if before is None else before.source)
 
 
-def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str) -> Finding:
+def _finding(limit: BudgetLimit, now: Measured, before: Measured | None, missing: str) -> Finding:
     value = value_of(limit, now)
     if limit.needs_baseline:
         earlier = None if before is None else value_of(limit, before)
@@ -304,7 +305,7 @@ def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str)
     return Finding(limit, value, verdict, "the interval lies across the limit" if verdict == UNDECIDED else "")
 
 
-def value_of(limit: Limit, measured: Measured) -> Interval:
+def value_of(limit: BudgetLimit, measured: Measured) -> Interval:
     """Return the measurement of a limit; without a trial, the bounds of the metric."""
     if limit.golden:
         return exact(measured.golden.get(limit.rate, math.nan))
@@ -312,12 +313,12 @@ def value_of(limit: Limit, measured: Measured) -> Interval:
     return found or Interval(*measured.task.metric(limit.rate).bounds, math.nan, "none", measured.confidence)
 
 
-def decide(limit: Limit, value: Interval) -> str:
+def decide(limit: BudgetLimit, value: Interval) -> str:
     """Pass where the whole interval is on the good side of the limit, fail where on the bad side, else not decided.
 
-    >>> decide(Limit("sdc1", max=0.1), Interval(0.02, 0.1, 0.05, "", 0.99))
+    >>> decide(BudgetLimit("sdc1", max=0.1), Interval(0.02, 0.1, 0.05, "", 0.99))
     'pass'
-    >>> decide(Limit("top1", max_drop=0.1), Interval(-0.3, 0.0, -0.2, "", 0.99))
+    >>> decide(BudgetLimit("top1", max_drop=0.1), Interval(-0.3, 0.0, -0.2, "", 0.99))
     'not decided'
     """
     bound = -limit.value if limit.bound == "max_drop" else limit.value

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from onnxfi.campaign.gate.check import FAIL, PASS, UNDECIDED, Checked
+from onnxfi.campaign.gate.check import FAIL, PASS, UNDECIDED, CheckResult
 from onnxfi.errors import OutputError
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
@@ -16,7 +16,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
 _SIGNS = {PASS: "✅", FAIL: "❌", UNDECIDED: "❔"}
 
 
-def junit(checked: Checked) -> bytes:
+def junit(checked: CheckResult) -> bytes:
     """JUnit XML: a test case for each limit; failed where it failed, skipped where it is not decided."""
     counts = {
         "tests": str(len(checked.findings)), "failures": str(checked.count(FAIL)), "errors": "0",
@@ -50,7 +50,7 @@ def _xml(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def markdown(checked: Checked) -> str:
+def markdown(checked: CheckResult) -> str:
     """Return a summary for a pull request."""
     rows = [
         "| Limit | Measured | Interval | Allowed | Verdict |",

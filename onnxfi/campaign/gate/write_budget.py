@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from onnxfi.campaign.gate.budget import Budget, Limit, load_budget, print_budget
-from onnxfi.campaign.gate.check import Checked, applied, finish, joint, judged, opened_store, start, value_of
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit, load_budget, print_budget
+from onnxfi.campaign.gate.check import CheckResult, applied, finish, joint, judged, opened_store, start, value_of
 from onnxfi.campaign.gate.measurement import Measured
 from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.spec.campaign import Campaign
@@ -42,8 +42,8 @@ class Proposed:
     """A budget that was written, today's model against it, and what was left out since it would allow everything."""
 
     budget: Budget
-    checked: Checked
-    left_out: tuple[Limit, ...]
+    checked: CheckResult
+    left_out: tuple[BudgetLimit, ...]
 
 
 def default_rate(population: int) -> float:
@@ -108,10 +108,12 @@ def write_budget(
     return Proposed(budget, checked, left_out)
 
 
-def _sayings(base: Budget, found: Sequence[tuple[Limit, float]], now: Measured) -> tuple[Budget, tuple[Limit, ...]]:
+def _sayings(
+    base: Budget, found: Sequence[tuple[BudgetLimit, float]], now: Measured
+) -> tuple[Budget, tuple[BudgetLimit, ...]]:
     """Return the budget with the limits that say something, and those that would allow everything."""
-    kept: list[Limit] = []
-    idle: list[Limit] = []
+    kept: list[BudgetLimit] = []
+    idle: list[BudgetLimit] = []
     for limit, value in found:
         if limit.needs_baseline:
             kept.append(limit)
@@ -143,7 +145,7 @@ def _three_arms(confidence: float) -> float:
     return min(2 * normal.cdf(ARMS * normal.inv_cdf((1 + confidence) / 2)) - 1, _SUREST)
 
 
-def _bound(limit: Limit, here: Sequence[Limit], now: Measured, wide: Measured) -> float:
+def _bound(limit: BudgetLimit, here: Sequence[BudgetLimit], now: Measured, wide: Measured) -> float:
     """Return the value of a limit: the worst of those that the layers which it matches would get."""
     least, metric = limit.bound == "min", now.task.metric(limit.rate)
     found = [_golden_room(metric, now, least) if one.golden else _room(one, metric, now, wide, least) for one in here]
@@ -160,7 +162,7 @@ def _outwards(metric: Metric, value: float, rounding: str) -> float:
     return float(exact.quantize(Decimal(1).scaleb(-4 if metric.share else exact.adjusted() - 3), rounding))
 
 
-def _room(limit: Limit, metric: Metric, now: Measured, wide: Measured, least: bool) -> float:
+def _room(limit: BudgetLimit, metric: Metric, now: Measured, wide: Measured, least: bool) -> float:
     """Return the value under faults and three arms of its interval; arms of a median are counted in trials."""
     value = value_of(limit, wide if metric.fold == "median" else now)
     if math.isnan(value.estimate):
@@ -182,7 +184,7 @@ def _golden_room(metric: Metric, now: Measured, least: bool) -> float:
     return value + (-1 if least else 1) * _GOLDEN_ROOM * abs(value)
 
 
-def usual(measured: Measured) -> tuple[Limit, ...]:
+def usual(measured: Measured) -> tuple[BudgetLimit, ...]:
     """Return the default limits of a model, without values that mean anything.
 
     These are the metric by which versions of a model are compared, golden and under faults; and what faults alone do.
@@ -201,9 +203,9 @@ def _finite(value: Any) -> bool:
     return math.isfinite(float(value))
 
 
-def _open(metric: Metric, **where: Any) -> Limit:
+def _open(metric: Metric, **where: Any) -> BudgetLimit:
     """Return a limit on the bad side of a metric, at its end where that is finite."""
     low, high = metric.bounds
     if metric.better == "higher":
-        return Limit(metric.name, min=low if _finite(low) else min(0.0, high), **where)
-    return Limit(metric.name, max=high if _finite(high) else max(0.0, low), **where)
+        return BudgetLimit(metric.name, min=low if _finite(low) else min(0.0, high), **where)
+    return BudgetLimit(metric.name, max=high if _finite(high) else max(0.0, low), **where)

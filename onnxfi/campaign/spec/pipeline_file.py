@@ -15,7 +15,7 @@ from onnxfi.errors import InputError, closest
 from onnxfi.extensions import names_function
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.runtime.pipeline.open_stages import pipeline_code
-from onnxfi.runtime.pipeline.pipeline import Loop, Pipeline, Stage
+from onnxfi.runtime.pipeline.pipeline import Pipeline, PipelineLoop, Stage
 
 VERSION = 1
 _MOST_NAMES = 1000
@@ -149,7 +149,7 @@ def _whole_number(node: YamlNode, name: str) -> int:
     return value
 
 
-def _loop(node: YamlNode, name: str) -> Loop:
+def _loop(node: YamlNode, name: str) -> PipelineLoop:
     here: dict[str, YamlNode] = {}
     readers: dict[str, Callable[[YamlNode, str], Any]] = {
         "axis": _whole_number,
@@ -160,7 +160,7 @@ def _loop(node: YamlNode, name: str) -> Loop:
     for key in readers:
         if key not in given:
             raise node.error(f"a loop has axis, over and carry; add {key}")
-    return built(lambda fields: Loop(**fields), given, here, node)
+    return built(lambda fields: PipelineLoop(**fields), given, here, node)
 
 
 def _texts(node: YamlNode, name: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ Number = int | float | bool
 
 
 @dataclass(frozen=True)
-class Loop:
+class PipelineLoop:
     """A loop over an axis of the inputs in `over`, in which `carry` feeds outputs back into inputs.
 
     Parameters
@@ -52,7 +52,7 @@ class Loop:
 
     Examples
     --------
-    >>> loop = Loop(1, "input", {"state": "stateN"})
+    >>> loop = PipelineLoop(1, "input", {"state": "stateN"})
     >>> Stage("vad", model="vad.onnx", inputs={"input": "data.chunks", "state": 0}, loop=loop).loop.over
     ('input',)
     """
@@ -86,7 +86,7 @@ class Stage:
         The source of each input: ``data.NAME``, ``STAGE.OUTPUT``, or a number for all of it.
     batch : int, optional
         The number of rows that run together at most.
-    loop : Loop, optional
+    loop : PipelineLoop, optional
         The loop in which a model runs.
 
     Examples
@@ -100,7 +100,7 @@ class Stage:
     function: str | StageFunction | None = None
     inputs: Mapping[str, str | Number] = field(default_factory=dict)
     batch: int | None = None
-    loop: Loop | None = None
+    loop: PipelineLoop | None = None
 
     def __post_init__(self) -> None:
         name = self.name
@@ -124,7 +124,7 @@ class Stage:
         for key, value in self.inputs.items():
             self._source(key, value)
 
-    def _check_loop(self, loop: Loop) -> None:
+    def _check_loop(self, loop: PipelineLoop) -> None:
         if self.model is None:
             raise SpecError(f"stage {self.name!r} has a loop and no model; loop in the function", f"{self.name}.loop")
         for key in (*loop.over, *loop.carry):

@@ -25,7 +25,7 @@ from onnxfi.graph.passes.node_builder import opset_of
 from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.ports import Array, one_line
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 from onnxfi.runtime.quantize.shared_weights import drop_twins
 
 _FLOAT, _BFLOAT16 = 1, 16
@@ -111,7 +111,9 @@ def preprocess(source: Path, out: Path, *, external: bool) -> list[str]:
     raise ModelError(f"ONNX Runtime's pre-processing refuses the model: {reason}")
 
 
-def static(source: Path, out: Path, recipe: Recipe, data: Data, exclude: Sequence[str], *, external: bool) -> None:
+def static(
+    source: Path, out: Path, recipe: QuantisationRecipe, data: Data, exclude: Sequence[str], *, external: bool
+) -> None:
     """Integers for weights and activations, with ranges found by running the data."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -131,7 +133,7 @@ def _type(name: str) -> str:
     return "Q" + name.replace("uint", "UInt").replace("int", "Int")
 
 
-def dynamic(source: Path, out: Path, recipe: Recipe, exclude: Sequence[str], *, external: bool) -> None:
+def dynamic(source: Path, out: Path, recipe: QuantisationRecipe, exclude: Sequence[str], *, external: bool) -> None:
     """Integers for weights; activations are quantised when the model runs."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -142,7 +144,7 @@ def dynamic(source: Path, out: Path, recipe: Recipe, exclude: Sequence[str], *, 
     )  # fmt: skip
 
 
-def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) -> onnx.ModelProto:
+def weight_only(model: onnx.ModelProto, recipe: QuantisationRecipe, exclude: Sequence[str]) -> onnx.ModelProto:
     """Blocks of integers for the weights of matrix products; all else stays float."""
     from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer

@@ -40,7 +40,7 @@ from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import Array, inputs_of, one_line
 from onnxfi.runtime.quantize import backends
 from onnxfi.runtime.quantize.quantized_outputs import distance_to_float
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 from onnxfi.runtime.quantize.shared_weights import fold_alpha, separate_biases, transpose_once
 
 #: Protobuf's limit for one message; larger models keep their data outside.
@@ -62,7 +62,7 @@ class Quantised:
 
     Attributes
     ----------
-    recipe : Recipe
+    recipe : QuantisationRecipe
         The settings, with the defaults of the mode.
     out : Path
         The file.
@@ -90,12 +90,12 @@ class Quantised:
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     done = quantize(load("models/fashion_cnn.onnx"), Recipe("dynamic"), folder + "/cnn.onnx")
+    ...     done = quantize(load("models/fashion_cnn.onnx"), QuantisationRecipe("dynamic"), folder + "/cnn.onnx")
     >>> done.layers, done.clipped, done.relative_error < 0.1
     ({'ConvInteger': 2, 'MatMulInteger': 2}, 0, True)
     """
 
-    recipe: Recipe
+    recipe: QuantisationRecipe
     out: Path
     digest: str
     size_before_bytes: int
@@ -110,7 +110,7 @@ class Quantised:
     notes: tuple[str, ...]
 
 
-def quantize(model: ModelLike, recipe: Recipe | str, out: str | Path, *, data: Any = None) -> Quantised:
+def quantize(model: ModelLike, recipe: QuantisationRecipe | str, out: str | Path, *, data: Any = None) -> Quantised:
     """Quantise a float32 model and write it to `out`; inputs and outputs keep their names and types.
 
     `onnxfi.quantize` describes arguments and errors; here the settings are those of the recipe.
@@ -119,13 +119,13 @@ def quantize(model: ModelLike, recipe: Recipe | str, out: str | Path, *, data: A
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     done = quantize(load("models/fashion_cnn.onnx"), Recipe("bf16"), folder + "/cnn.onnx")
+    ...     done = quantize(load("models/fashion_cnn.onnx"), QuantisationRecipe("bf16"), folder + "/cnn.onnx")
     >>> done.words, done.clipped, done.flushed, done.size_after_bytes < 0.6 * done.size_before_bytes
     (105866, 0, 0, True)
     """
     model = load(model)
     place = Path(out)
-    recipe = Recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = QuantisationRecipe(recipe) if isinstance(recipe, str) else recipe
     data = data_of(data, inputs_of(model.proto))
     _check(model, recipe, data)
     check_output_files(model, output_files(place, 1))
@@ -139,7 +139,7 @@ def quantize(model: ModelLike, recipe: Recipe | str, out: str | Path, *, data: A
         raise OutputError(f"cannot write {str(place)!r}: {error.strerror}; nothing was written") from None
 
 
-def _check(model: Model, recipe: Recipe, data: Data | None) -> None:
+def _check(model: Model, recipe: QuantisationRecipe, data: Data | None) -> None:
     """Refuse what cannot be quantised so, before any work."""
     already = [t for t in model.targets if t.scheme is not None]
     if already:
@@ -172,7 +172,7 @@ class _Work:
     """One quantisation under way, in a folder of its own."""
 
     model: Model
-    recipe: Recipe
+    recipe: QuantisationRecipe
     folder: Path
     notes: list[str]
 

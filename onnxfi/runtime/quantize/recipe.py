@@ -35,7 +35,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class QuantisationRecipe:
     """Settings of a quantisation. Fields have the names of the flags; an empty one takes the default of the mode.
 
     Parameters
@@ -67,7 +67,7 @@ class Recipe:
 
     Examples
     --------
-    >>> Recipe("dynamic", calibration="entropy")
+    >>> QuantisationRecipe("dynamic", calibration="entropy")
     Traceback (most recent call last):
     onnxfi.errors.InputError: --calibration has no effect in mode dynamic; leave it out
     """
@@ -116,7 +116,7 @@ class Recipe:
         if self.calibration_samples < 1:
             raise InputError(f"--calibration-samples {self.calibration_samples} is out of range; give 1 or more")
 
-    def settled(self) -> tuple[Recipe, list[str]]:
+    def settled(self) -> tuple[QuantisationRecipe, list[str]]:
         """Return the recipe with the defaults of its mode, and notes on them."""
         notes = []
         filled: dict[str, Any] = {k: getattr(self, k) or v for k, v in _DEFAULTS.get(self.mode, {}).items()}

@@ -22,7 +22,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
 #: In the core tests: floats, half floats and integers, as they lie and as they are fused.
@@ -93,7 +93,9 @@ def test_weights_in_blocks_of_four_bits_run_by_routes_as_by_the_whole(tmp_path: 
         proto.graph.initializer.append(numpy_helper.from_array(chance(*shape, seed=k), name))
     onnx.save(proto, tmp_path / "m.onnx")
     quantize(
-        load(tmp_path / "m.onnx"), Recipe("weight-only", weights="int4", block=16, format=form), tmp_path / "q.onnx"
+        load(tmp_path / "m.onnx"),
+        QuantisationRecipe("weight-only", weights="int4", block=16, format=form),
+        tmp_path / "q.onnx",
     )
     x = chance(12, 16, seed=9)
     golden = OrtEngine("cpu").prepare(tmp_path / "q.onnx").run({"x": x})["y"]

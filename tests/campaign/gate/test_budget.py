@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from onnxfi.campaign.gate.budget import BOUNDS, Budget, Limit, load_budget, print_budget
+from onnxfi.campaign.gate.budget import BOUNDS, Budget, BudgetLimit, load_budget, print_budget
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import SpecError
@@ -64,9 +64,9 @@ def test_the_document_lists_the_fields_and_the_rates() -> None:
 def test_a_budget_is_what_was_written() -> None:
     campaign = Campaign("", data="d.npz", ber=(1e-6, 1e-5), repeat=7, include="conv", seed=3)
     limits = (
-        Limit("top1", ber=1e-6, min=0.9),
-        Limit("due", ber=1e-5, max=0.01),
-        Limit("top5", golden=True, max_drop=0.1),
+        BudgetLimit("top1", ber=1e-6, min=0.9),
+        BudgetLimit("due", ber=1e-5, max=0.01),
+        BudgetLimit("top5", golden=True, max_drop=0.1),
     )
     whole = Budget(campaign, limits, confidence=0.95, time_s=60)
     text = print_budget(whole)
@@ -79,9 +79,9 @@ def test_a_budget_is_what_was_written() -> None:
 def test_it_reads_what_it_prints(tmp_path: Path, time_s: float | None) -> None:
     campaign = Campaign("", data="d ä.npz", single=True, margin=0.01, per="layer", due=("error",))
     limits = (
-        Limit("sdc1", layer="re:conv\\d", max=0.25),
-        Limit("sdc1", max_rise=0.1),
-        Limit("top1", golden=True, min=0.5),
+        BudgetLimit("sdc1", layer="re:conv\\d", max=0.25),
+        BudgetLimit("sdc1", max_rise=0.1),
+        BudgetLimit("top1", golden=True, min=0.5),
     )
     whole = Budget(campaign, limits, time_s=time_s)
     assert budget(print_budget(whole), tmp_path) == whole
@@ -203,11 +203,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_in_python_as_in_the_file() -> None:
     with pytest.raises(SpecError, match="max must be a number"):
-        Limit("sdc1", max="many")  # type: ignore[arg-type]
+        BudgetLimit("sdc1", max="many")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="a fault list is bound to one model"):
         Budget(Campaign("", faults="list.jsonl"))
     with pytest.raises(SpecError, match="at which rate"):
-        Budget(Campaign("", ber=(1e-6, 1e-5)), (Limit("due", max=0.1),))
+        Budget(Campaign("", ber=(1e-6, 1e-5)), (BudgetLimit("due", max=0.1),))
 
 
 @pytest.mark.parametrize(
@@ -221,5 +221,5 @@ def test_in_python_as_in_the_file() -> None:
 )
 def test_a_factor_below_the_baseline_is_of_a_rate_that_is_better_when_lower(fields: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        Limit(**fields)
-    assert str(Limit("sdc1", ber=1e-5, times_below=10)) == "sdc1 at 1e-05: at least 10 × below the baseline"
+        BudgetLimit(**fields)
+    assert str(BudgetLimit("sdc1", ber=1e-5, times_below=10)) == "sdc1 at 1e-05: at least 10 × below the baseline"

@@ -19,8 +19,8 @@ from tiny_campaigns import samples, save
 
 from onnxfi.campaign.execute import weight_routes
 from onnxfi.campaign.gate import check as gate
-from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
-from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit, load_budget
+from onnxfi.campaign.gate.check import EXIT_CODES, CheckResult, Finding, check, decide, joint
 from onnxfi.campaign.gate.measurement import times_below
 from onnxfi.campaign.gate.write_budget import ARMS, write_budget
 from onnxfi.campaign.results.store import Store
@@ -42,11 +42,11 @@ def interval(low: float, high: float) -> Interval:
     return Interval(low, high, (low + high) / 2, "", 0.99)
 
 
-def only(campaign: Campaign, *limits: Limit, **more: Any) -> Budget:
+def only(campaign: Campaign, *limits: BudgetLimit, **more: Any) -> Budget:
     return Budget(campaign, limits, **more)
 
 
-def found(checked: Checked) -> list[tuple[str, str]]:
+def found(checked: CheckResult) -> list[tuple[str, str]]:
     return [(finding.limit.what, finding.verdict) for finding in checked.findings]
 
 
@@ -59,8 +59,8 @@ shares = st.integers(0, 64).map(lambda k: k / 64)
 @given(st.tuples(shares, shares).map(sorted), shares)
 def test_a_limit_passes_fails_or_is_not_decided_as_the_interval_lies(ends: list[float], bound: float) -> None:
     low, high = ends
-    most = decide(Limit("sdc1", max=bound), interval(low, high))
-    least = decide(Limit("sdc1", min=bound), interval(low, high))
+    most = decide(BudgetLimit("sdc1", max=bound), interval(low, high))
+    least = decide(BudgetLimit("sdc1", min=bound), interval(low, high))
     assert (most == "pass", most == "fail") == (high <= bound, low > bound)
     assert (least == "pass", least == "fail") == (low >= bound, high < bound)
 
@@ -74,12 +74,12 @@ def test_a_limit_passes_fails_or_is_not_decided_as_the_interval_lies(ends: list[
     ],
 )  # fmt: skip
 def test_changes(bound: str, low: float, high: float, verdict: str) -> None:
-    assert decide(Limit("top1", **{bound: 0.1}), interval(low, high)) == verdict  # type: ignore[arg-type]
+    assert decide(BudgetLimit("top1", **{bound: 0.1}), interval(low, high)) == verdict  # type: ignore[arg-type]
 
 
 def test_an_accuracy_may_drop_by_just_what_is_allowed() -> None:
     drop = 0.86 - 0.91  # −0.05000000000000004
-    assert decide(Limit("top1", golden=True, max_drop=0.05), interval(drop, drop)) == "pass"
+    assert decide(BudgetLimit("top1", golden=True, max_drop=0.05), interval(drop, drop)) == "pass"
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_an_accuracy_may_drop_by_just_what_is_allowed() -> None:
     ],
 )  # fmt: skip
 def test_one_failure_fails_the_model_else_one_doubt_leaves_it_open(verdicts: list[str], whole: str, code: int) -> None:
-    findings = tuple(Finding(Limit("sdc1", max=0.1), interval(0, 1), verdict) for verdict in verdicts)
-    checked = Checked("m.onnx", findings, None, 0.99)  # type: ignore[arg-type]
+    findings = tuple(Finding(BudgetLimit("sdc1", max=0.1), interval(0, 1), verdict) for verdict in verdicts)
+    checked = CheckResult("m.onnx", findings, None, 0.99)  # type: ignore[arg-type]
     assert (checked.verdict, checked.exit_code) == (whole, code) == (whole, EXIT_CODES[whole])
 
 
 def test_alpha_is_divided_by_the_limits_that_rest_on_an_interval(here: Path) -> None:
     limits = (
-        Limit("top1", golden=True, min=0.1),
-        Limit("sdc1", max=0.9),
-        Limit("due", max=0.9),
-        Limit("top1", max_drop=1),
+        BudgetLimit("top1", golden=True, min=0.1),
+        BudgetLimit("sdc1", max=0.9),
+        BudgetLimit("due", max=0.9),
+        BudgetLimit("top1", max_drop=1),
     )
     assert joint(limits, 0.99) == pytest.approx(1 - 0.01 / 3)
     assert joint(limits[:1], 0.99) == 0.99
@@ -114,35 +114,35 @@ def test_alpha_is_divided_by_the_limits_that_rest_on_an_interval(here: Path) -> 
 
 @pytest.mark.slow
 def test_a_limit_inside_the_interval_is_not_decided(here: Path) -> None:
-    middle = check("m.onnx", only(SWEEP, Limit("sdc1", max=0.9))).findings[0].interval
+    middle = check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max=0.9))).findings[0].interval
     assert 0 < middle.low < middle.high < 1
     for bound in ("min", "max"):
-        limit = Limit("sdc1", **{bound: middle.estimate})  # type: ignore[arg-type]
+        limit = BudgetLimit("sdc1", **{bound: middle.estimate})  # type: ignore[arg-type]
         checked = check("m.onnx", only(SWEEP, limit))
         assert (checked.verdict, checked.exit_code) == ("not decided", 3)
         assert checked.findings[0].reason == "the interval lies across the limit"
-    assert check("m.onnx", only(SWEEP, Limit("sdc1", max=middle.high))).verdict == "pass"
-    assert check("m.onnx", only(SWEEP, Limit("sdc1", max=middle.low * 0.99))).verdict == "fail"
+    assert check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max=middle.high))).verdict == "pass"
+    assert check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max=middle.low * 0.99))).verdict == "fail"
 
 
 @pytest.mark.slow
 def test_an_exhaustive_campaign_leaves_nothing_open(here: Path) -> None:
     every = Campaign("", data="d.npz", exhaustive=True, include="b1", bits="20-31")
-    truth = check("m.onnx", only(every, Limit("sdc1", max=1))).findings[0].interval
+    truth = check("m.onnx", only(every, BudgetLimit("sdc1", max=1))).findings[0].interval
     assert truth.low == truth.estimate == truth.high
-    assert check("m.onnx", only(every, Limit("sdc1", max=truth.estimate))).verdict == "pass"
-    assert check("m.onnx", only(every, Limit("sdc1", min=truth.estimate))).verdict == "pass"
-    assert check("m.onnx", only(every, Limit("sdc1", max=truth.estimate - 1e-6))).verdict == "fail"
+    assert check("m.onnx", only(every, BudgetLimit("sdc1", max=truth.estimate))).verdict == "pass"
+    assert check("m.onnx", only(every, BudgetLimit("sdc1", min=truth.estimate))).verdict == "pass"
+    assert check("m.onnx", only(every, BudgetLimit("sdc1", max=truth.estimate - 1e-6))).verdict == "fail"
 
 
 # ---------------------------------------------------------------------- layers
 
 
 def test_a_pattern_holds_for_each_layer_and_counts_so_often(here: Path) -> None:
-    checked = check("m.onnx", only(SINGLE, Limit("sdc1", layer="fc", max=0.9), Limit("due", max=0.9)))
+    checked = check("m.onnx", only(SINGLE, BudgetLimit("sdc1", layer="fc", max=0.9), BudgetLimit("due", max=0.9)))
     assert [what for what, _ in found(checked)] == ["sdc1 in fc1", "sdc1 in fc2", "due"]
     assert checked.measured.confidence == pytest.approx(1 - 0.01 / 3)
-    exact = check("m.onnx", only(SINGLE, Limit("sdc1", layer="=fc2", max=0.9)))
+    exact = check("m.onnx", only(SINGLE, BudgetLimit("sdc1", layer="=fc2", max=0.9)))
     assert [what for what, _ in found(exact)] == ["sdc1 in fc2"]
 
 
@@ -150,12 +150,14 @@ def test_a_pattern_that_no_layer_matches_is_named_with_those_there_are(here: Pat
     with pytest.raises(
         InputError, match=r"sdc1 in conv: at most 10 %: no layer of the model matches; known: 'fc1', 'fc2'"
     ):
-        check("m.onnx", only(SINGLE, Limit("sdc1", layer="conv", max=0.1)))
+        check("m.onnx", only(SINGLE, BudgetLimit("sdc1", layer="conv", max=0.1)))
 
 
 def test_patterns_that_meet_in_a_layer_may_exclude_each_other(here: Path) -> None:
     with pytest.raises(SpecError, match="no model can keep both: sdc1 in fc1"):
-        check("m.onnx", only(SINGLE, Limit("sdc1", layer="fc*", max=0.1), Limit("sdc1", layer="fc1", min=0.2)))
+        check(
+            "m.onnx", only(SINGLE, BudgetLimit("sdc1", layer="fc*", max=0.1), BudgetLimit("sdc1", layer="fc1", min=0.2))
+        )
 
 
 # ---------------------------------------------------------------------- rates that cannot be given
@@ -167,18 +169,18 @@ def test_accuracy_needs_labels(here: Path) -> None:
         with pytest.raises(
             InputError, match=rf"{rate} at 0\.01: at least 10 %: the data has no labels; name labelled data"
         ):
-            check("m.onnx", only(replace(SWEEP, data="bare.npz"), Limit(rate, min=0.1)))
+            check("m.onnx", only(replace(SWEEP, data="bare.npz"), BudgetLimit(rate, min=0.1)))
     with pytest.raises(InputError, match="golden top1"):
-        check("m.onnx", only(replace(SWEEP, data=None), Limit("top1", golden=True, min=0.1)))
-    assert check("m.onnx", only(replace(SWEEP, data="bare.npz"), Limit("any_sdc1", max=1))).verdict == "pass"
+        check("m.onnx", only(replace(SWEEP, data=None), BudgetLimit("top1", golden=True, min=0.1)))
+    assert check("m.onnx", only(replace(SWEEP, data="bare.npz"), BudgetLimit("any_sdc1", max=1))).verdict == "pass"
 
 
 def test_classes_need_a_classifier(here: Path) -> None:
     save(here, "g (float[N,2,2] x) => (float[N,2,2] y) <float w = {2}> { y = Mul(x, w) }", "boxes.onnx")
     for rate in ("sdc1", "any_sdc1", "class_sdc_1", "top1"):
         with pytest.raises(InputError, match="the scored output is no classifier's"):
-            check("boxes.onnx", only(replace(SWEEP, data=None), Limit(rate, max=0.1)))
-    limits = Limit("sdc_samples", max=1), Limit("sdc", max=1)
+            check("boxes.onnx", only(replace(SWEEP, data=None), BudgetLimit(rate, max=0.1)))
+    limits = BudgetLimit("sdc_samples", max=1), BudgetLimit("sdc", max=1)
     assert check("boxes.onnx", only(replace(SWEEP, data=None), *limits)).verdict == "pass"
 
 
@@ -190,7 +192,7 @@ def test_a_budget_without_limits_is_not_passed(here: Path) -> None:
 # ---------------------------------------------------------------------- one look, and time
 
 
-PASSING, FAILING = Limit("sdc1", max=1), Limit("sdc1", max=0)
+PASSING, FAILING = BudgetLimit("sdc1", max=1), BudgetLimit("sdc1", max=0)
 
 
 @pytest.fixture
@@ -208,11 +210,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     "trials", [0, TRIALS - 1, TRIALS, *(pytest.param(some, marks=pytest.mark.slow) for some in (1, 8))]
 )
-def test_a_time_box_only_ever_leaves_open(here: Path, clock: Callable[[int], None], limit: Limit, trials: int) -> None:
+def test_a_time_box_only_ever_leaves_open(
+    here: Path, clock: Callable[[int], None], limit: BudgetLimit, trials: int
+) -> None:
     decided = check("m.onnx", only(SWEEP, limit)).verdict
     assert decided == ("pass" if limit is PASSING else "fail")
     clock(2 + trials - 1 if trials else 1)
-    boxed = check("m.onnx", only(SWEEP, limit, Limit("top1", golden=True, min=0), time_s=1))
+    boxed = check("m.onnx", only(SWEEP, limit, BudgetLimit("top1", golden=True, min=0), time_s=1))
     assert boxed.measured.trials == trials
     assert boxed.findings[1].verdict == "pass", "golden does not rest on trials"
     if trials < TRIALS:
@@ -225,7 +229,7 @@ def test_a_time_box_only_ever_leaves_open(here: Path, clock: Callable[[int], Non
 
 def test_a_failed_golden_limit_fails_in_spite_of_the_time_box(here: Path, clock: Callable[[int], None]) -> None:
     clock(1)
-    checked = check("m.onnx", only(SWEEP, PASSING, Limit("top1", golden=True, min=1), time_s=1))
+    checked = check("m.onnx", only(SWEEP, PASSING, BudgetLimit("top1", golden=True, min=1), time_s=1))
     assert checked.exit_code == 1
 
 
@@ -246,7 +250,7 @@ def test_a_store_with_more_trials_is_refused(here: Path) -> None:
 
 @pytest.mark.parametrize("limit", [PASSING, FAILING])
 def test_a_trial_on_which_the_harness_fails_leaves_open(
-    here: Path, monkeypatch: pytest.MonkeyPatch, limit: Limit
+    here: Path, monkeypatch: pytest.MonkeyPatch, limit: BudgetLimit
 ) -> None:
     judge, calls = weight_routes.judge, iter(range(1000))
 
@@ -263,7 +267,7 @@ def test_a_trial_on_which_the_harness_fails_leaves_open(
 
 
 def test_workers_change_nothing(here: Path) -> None:
-    limits = (Limit("sdc1", max=0.5), Limit("due", max=0.5), Limit("top1", golden=True, min=0.1))
+    limits = (BudgetLimit("sdc1", max=0.5), BudgetLimit("due", max=0.5), BudgetLimit("top1", golden=True, min=0.1))
     assert (
         check("m.onnx", only(SWEEP, *limits)).document() == check("m.onnx", only(SWEEP, *limits), workers=2).document()
     )
@@ -272,12 +276,16 @@ def test_workers_change_nothing(here: Path) -> None:
 # ---------------------------------------------------------------------- against a baseline
 
 
-def as_json(checked: Checked, name: str = "base.json") -> str:
+def as_json(checked: CheckResult, name: str = "base.json") -> str:
     Path(name).write_text(json.dumps(checked.document()), encoding="utf-8")
     return name
 
 
-CHANGES = (Limit("top1", max_drop=0.9), Limit("sdc1", max_rise=0.001), Limit("top1", golden=True, max_drop=0.1))
+CHANGES = (
+    BudgetLimit("top1", max_drop=0.9),
+    BudgetLimit("sdc1", max_rise=0.001),
+    BudgetLimit("top1", golden=True, max_drop=0.1),
+)
 
 
 def test_the_same_model_has_not_changed(here: Path) -> None:
@@ -367,7 +375,7 @@ def test_a_removed_clip_fails_the_old_budget(tmp_path: Path) -> None:
     assert dict(found(after))["top1 at 3e-05"] == "fail"
     assert dict(found(after))["golden top1"] == "pass", "only faults distinguish the two"
     # The same, seen as a change: the rest of the network is as it was, so the two may be compared.
-    changes = Budget(budget.campaign, (Limit("top1", max_drop=0.1), Limit("sdc1", max_rise=0.1)))
+    changes = Budget(budget.campaign, (BudgetLimit("top1", max_drop=0.1), BudgetLimit("sdc1", max_rise=0.1)))
     changed = check(CNN, changes, baseline=tmp_path / "old.db", store=tmp_path / "new.db")
     assert [finding.verdict for finding in changed.findings] == ["fail", "fail"]
     assert check(
@@ -386,7 +394,7 @@ def test_noise_on_the_weights_fails_the_old_budget(tmp_path: Path) -> None:
     assert {what for what, verdict in found(worse) if verdict == "fail"} == {"golden top1", "top1 at 1e-06"}
 
 
-Twenty = tuple[Budget, list[Checked], list[dict[str, Any]]]
+Twenty = tuple[Budget, list[CheckResult], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -435,7 +443,7 @@ def test_a_factor_below_the_baseline_is_decided_by_the_end_of_its_ratio() -> Non
     def rate(low: float, value: float, high: float) -> Interval:
         return Interval(low, high, value, "", 0.99)
 
-    bare, limit = rate(0.3, 0.4, 0.5), Limit("sdc1", times_below=10)
+    bare, limit = rate(0.3, 0.4, 0.5), BudgetLimit("sdc1", times_below=10)
     for now, verdict in (
         (rate(0.005, 0.01, 0.029), "pass"), (rate(0.005, 0.01, 0.05), "not decided"), (rate(0.06, 0.1, 0.2), "fail"),
         (rate(0.0, 0.0, 0.02), "pass"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from onnxfi.campaign.gate.budget import Limit
-from onnxfi.campaign.gate.check import Checked, Finding
+from onnxfi.campaign.gate.budget import BudgetLimit
+from onnxfi.campaign.gate.check import CheckResult, Finding
 from onnxfi.campaign.gate.ci_report import junit, markdown
 from onnxfi.campaign.gate.measurement import Measured
 from onnxfi.statistics.intervals import Interval
@@ -16,15 +16,15 @@ def interval(low: float, high: float) -> Interval:
     return Interval(low, high, (low + high) / 2, "", 0.99)
 
 
-def checked_with(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str = "") -> Checked:
+def checked_with(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str = "") -> CheckResult:
     measured = Measured(
         "s.db", model, "0" * 64, {}, 100, "bit", {}, 5, "5 samples of 'a|b'", 10, 10, 0, 0.995, (), CLASSIFICATION
     )  # fmt: skip
     rows = tuple(
-        Finding(Limit("sdc1", layer=layer, max=0.1), interval(0.02, 0.2), verdict, reason)
+        Finding(BudgetLimit("sdc1", layer=layer, max=0.1), interval(0.02, 0.2), verdict, reason)
         for layer, verdict in findings
     )
-    return Checked(model, rows, measured, 0.99)
+    return CheckResult(model, rows, measured, 0.99)
 
 
 def test_junit_says_what_failed_and_what_is_open() -> None:

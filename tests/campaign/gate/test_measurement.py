@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny_campaigns import mlp, samples
 
-from onnxfi.campaign.gate.budget import Budget, Limit
-from onnxfi.campaign.gate.check import Checked, check
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit
+from onnxfi.campaign.gate.check import CheckResult, check
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import BaselineError, InputError
@@ -22,16 +22,20 @@ TRIALS = 16
 SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=TRIALS)
 
 
-def only(campaign: Campaign, *limits: Limit, **more: Any) -> Budget:
+def only(campaign: Campaign, *limits: BudgetLimit, **more: Any) -> Budget:
     return Budget(campaign, limits, **more)
 
 
-def as_json(checked: Checked, name: str = "base.json") -> str:
+def as_json(checked: CheckResult, name: str = "base.json") -> str:
     Path(name).write_text(json.dumps(checked.document()), encoding="utf-8")
     return name
 
 
-CHANGES = (Limit("top1", max_drop=0.9), Limit("sdc1", max_rise=0.001), Limit("top1", golden=True, max_drop=0.1))
+CHANGES = (
+    BudgetLimit("top1", max_drop=0.9),
+    BudgetLimit("sdc1", max_rise=0.001),
+    BudgetLimit("top1", golden=True, max_drop=0.1),
+)
 
 
 def test_a_store_and_the_json_of_a_check_are_the_same_baseline(here: Path) -> None:
@@ -73,19 +77,19 @@ def test_a_baseline_of_another_campaign_is_refused_and_the_difference_named(
     here: Path, other: dict[str, Any], said: str
 ) -> None:
     samples(here, n=13, name="e.npz")
-    old = check("m.onnx", Budget(replace(SWEEP, **other), (Limit("sdc1", max=0.9),)), store="old.db")
+    old = check("m.onnx", Budget(replace(SWEEP, **other), (BudgetLimit("sdc1", max=0.9),)), store="old.db")
     for baseline in ("old.db", as_json(old)):
         with pytest.raises(BaselineError) as error:
-            check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=baseline)
+            check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max_rise=0.5)), baseline=baseline)
         assert f"the baseline '{baseline}' cannot be compared: " in str(error.value)
         assert said in str(error.value)
 
 
 def test_a_baseline_of_another_network_is_refused(here: Path) -> None:
     mlp(here, name="wide.onnx", hidden=9)
-    old = check("wide.onnx", only(SWEEP, Limit("sdc1", max=1)))
+    old = check("wide.onnx", only(SWEEP, BudgetLimit("sdc1", max=1)))
     with pytest.raises(BaselineError) as error:
-        check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
+        check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max_rise=0.5)), baseline=as_json(old))
     assert str(error.value) == (
         "the baseline 'base.json' is of another model: 'wide.onnx' has 2,400 bits of faults, 'm.onnx' 1,376 bits; "
         "give one of an earlier version of this model"
@@ -94,7 +98,7 @@ def test_a_baseline_of_another_network_is_refused(here: Path) -> None:
 
 @pytest.mark.slow
 def test_a_baseline_that_is_none(here: Path) -> None:
-    wanted = only(SWEEP, Limit("sdc1", max_rise=0.5))
+    wanted = only(SWEEP, BudgetLimit("sdc1", max_rise=0.5))
     list(run(replace(SWEEP, model="m.onnx"), "whole.db"))
     assert check("m.onnx", wanted, baseline="whole.db").findings[0].interval.estimate == 0
     running = run(replace(SWEEP, model="m.onnx"), "part.db")
@@ -118,8 +122,8 @@ def test_a_baseline_that_is_none(here: Path) -> None:
 
 
 def test_a_baseline_with_wider_promises_is_refused(here: Path) -> None:
-    old = check("m.onnx", only(SWEEP, Limit("sdc1", max=1), confidence=0.95))
+    old = check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max=1), confidence=0.95))
     with pytest.raises(
         BaselineError, match=r"hold with 0\.95, this budget needs 0\.99; measure it again with this budget, or"
     ):
-        check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
+        check("m.onnx", only(SWEEP, BudgetLimit("sdc1", max_rise=0.5)), baseline=as_json(old))

@@ -13,8 +13,8 @@ import pytest
 from task_examples import golden_example
 from tiny_campaigns import samples
 
-from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
-from onnxfi.campaign.gate.check import Checked, check
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit, load_budget
+from onnxfi.campaign.gate.check import CheckResult, check
 from onnxfi.campaign.gate.write_budget import ARMS, base_budget, usual, write_budget
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import BerSweep, SingleFaults
@@ -27,7 +27,7 @@ TRIALS = 16
 SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=TRIALS)
 
 
-def written(model: str | Path, path: str = "b.yaml", *, force: bool = False, **said: Any) -> Checked:
+def written(model: str | Path, path: str = "b.yaml", *, force: bool = False, **said: Any) -> CheckResult:
     base = base_budget(model, path, said, force=force)
     return write_budget(model, base, path).checked
 
@@ -53,7 +53,7 @@ def test_what_is_written_is_passed_and_lies_three_arms_from_what_was_measured(he
 
 
 def test_a_limit_that_would_allow_everything_is_left_out(here: Path) -> None:
-    base = Budget(SWEEP, (Limit("sdc1", max=0.5), Limit("due", max=0.5), Limit("masked", max=0.3)))
+    base = Budget(SWEEP, (BudgetLimit("sdc1", max=0.5), BudgetLimit("due", max=0.5), BudgetLimit("masked", max=0.3)))
     done = write_budget("m.onnx", base, "b.yaml")
     assert "due" in {limit.rate for limit in done.left_out}
     assert {limit.rate for limit in done.left_out} | {limit.rate for limit in load_budget("b.yaml").limits} == {
@@ -62,7 +62,7 @@ def test_a_limit_that_would_allow_everything_is_left_out(here: Path) -> None:
     with pytest.raises(
         InputError, match="no limit would say anything: with 2 trials every interval reaches from end to end"
     ):
-        write_budget("m.onnx", Budget(replace(SWEEP, repeat=2), (Limit("sdc1", max=0.5),)), "c.yaml")
+        write_budget("m.onnx", Budget(replace(SWEEP, repeat=2), (BudgetLimit("sdc1", max=0.5),)), "c.yaml")
     assert not Path("c.yaml").exists()
 
 
@@ -82,7 +82,7 @@ def test_an_existing_budget_is_kept_unless_forced_and_then_keeps_its_choices(her
     assert (first.rate, first.layer, first.bound) == ("sdc1", "fc", "max")
     worst = max(checked.findings[:2], key=lambda finding: finding.interval.high)
     assert first.value > worst.interval.high, "one number for all layers that it matches"
-    assert second == Limit("critical", max_rise=0.5)
+    assert second == BudgetLimit("critical", max_rise=0.5)
 
 
 @pytest.mark.slow
@@ -162,13 +162,13 @@ def test_a_limit_that_most_trials_break_infinitely_is_left_out_unless_it_was_ask
     done = write_budget("m.onnx", Budget(sweep), "n.yaml")
     assert "mae" in {limit.rate for limit in done.left_out} and done.checked.verdict == "pass"
     with pytest.raises(InputError, match=r"no finite bound for mae at 0\.2: too many trials deviate infinitely"):
-        write_budget("m.onnx", Budget(sweep, (Limit("mae", max=1.0),)), "o.yaml")
+        write_budget("m.onnx", Budget(sweep, (BudgetLimit("mae", max=1.0),)), "o.yaml")
 
 
 def test_labels_that_leave_one_metric_undefined_leave_the_others(here: Path) -> None:
     x = np.load("d.npz")["x"]
     np.savez("c.npz", x=x, labels=np.ones((len(x), 3)))
     sweep = Campaign("", data="c.npz", task="regression", ber=1e-3, repeat=2)
-    assert check("m.onnx", Budget(sweep, (Limit("mae", golden=True, max=1e9),))).verdict == "pass"
+    assert check("m.onnx", Budget(sweep, (BudgetLimit("mae", golden=True, max=1e9),))).verdict == "pass"
     with pytest.raises(InputError, match=r"r2 at 0\.001: at least 0: these labels and samples do not define it"):
-        check("m.onnx", Budget(sweep, (Limit("r2", min=0.0),)))
+        check("m.onnx", Budget(sweep, (BudgetLimit("r2", min=0.0),)))

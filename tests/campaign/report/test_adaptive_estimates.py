@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxfi.campaign.gate.budget import Budget, Limit
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord, Drawn
 from onnxfi.campaign.run.adaptive_rounds import Layout
 from onnxfi.campaign.spec.campaign import Campaign
@@ -76,4 +76,4 @@ def test_intervals_of_layers_fields_and_other_rates_hold_the_truth() -> None:
 def test_a_gate_takes_the_confidence_sequence_alone() -> None:
     for method in ("asymptotic", "simple"):
         with pytest.raises(SpecError, match="holds where one stops by the width of the interval, not by where it lies"):
-            Budget(campaign(model="", method=method), (Limit("sdc1", max=0.2),))
+            Budget(campaign(model="", method=method), (BudgetLimit("sdc1", max=0.2),))

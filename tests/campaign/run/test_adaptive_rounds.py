@@ -18,7 +18,7 @@ import pytest
 from metric_replacement import replace_metric
 from tiny_campaigns import dying, mlp, ran, samples, save, tables
 
-from onnxfi.campaign.gate.budget import Budget, Limit
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit
 from onnxfi.campaign.gate.check import check, decide
 from onnxfi.campaign.gate.measurement import Measured
 from onnxfi.campaign.plan.fault_targets import FaultTargets
@@ -309,7 +309,7 @@ def test_a_gate_decides_by_the_complete_rounds_when_time_runs_out(
 ) -> None:
     monkeypatch.setenv("ONNXFI_CACHE", str(tmp_path))
     monkeypatch.chdir(place)
-    limits = (Limit("sdc1", max=0.9), Limit("due", max=0.9), Limit("sdc1", layer="fc1", max=0.95))
+    limits = (BudgetLimit("sdc1", max=0.9), BudgetLimit("due", max=0.9), BudgetLimit("sdc1", layer="fc1", max=0.95))
     whole = check("m.onnx", Budget(campaign(model=""), limits))
     assert (whole.verdict, whole.measured.trials) == ("pass", whole.measured.planned)
     clock = itertools.count()

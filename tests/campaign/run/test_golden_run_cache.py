@@ -13,8 +13,8 @@ import pytest
 from tiny_campaigns import mlp, samples
 
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.gate.budget import Budget, Limit
-from onnxfi.campaign.gate.check import Checked, check
+from onnxfi.campaign.gate.budget import Budget, BudgetLimit
+from onnxfi.campaign.gate.check import CheckResult, check
 from onnxfi.campaign.run import golden_run_cache
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
@@ -31,15 +31,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
-def only(campaign: Campaign, *limits: Limit, **more: Any) -> Budget:
+def only(campaign: Campaign, *limits: BudgetLimit, **more: Any) -> Budget:
     return Budget(campaign, limits, **more)
 
 
-def found(checked: Checked) -> list[tuple[str, str]]:
+def found(checked: CheckResult) -> list[tuple[str, str]]:
     return [(finding.limit.what, finding.verdict) for finding in checked.findings]
 
 
-PASSING, FAILING = Limit("sdc1", max=1), Limit("sdc1", max=0)
+PASSING, FAILING = BudgetLimit("sdc1", max=1), BudgetLimit("sdc1", max=0)
 
 
 def cached(folder: Path) -> Path:

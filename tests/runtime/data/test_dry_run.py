@@ -24,7 +24,7 @@ from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.quantize.quantize import quantize
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 from onnxfi.tasks.evaluation import evaluate
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are not copied here")
@@ -59,7 +59,7 @@ def test_a_model_that_crashes_the_runtime_is_reported_in_one_line(tmp_path: Path
     with pytest.raises(EngineError, match=line):
         TrialExecutor.open(Campaign(str(file), single=True))
     with pytest.raises(EngineError, match=line):
-        quantize(load(file), Recipe("dynamic"), tmp_path / "q.onnx")
+        quantize(load(file), QuantisationRecipe("dynamic"), tmp_path / "q.onnx")
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
@@ -111,5 +111,5 @@ def test_what_ends_a_quantiser_ends_a_copy(tmp_path: Path, monkeypatch: pytest.M
     file = tmp_path / "m.onnx"
     onnx.save(crashing("y = Relu(z)"), file)
     with pytest.raises(EngineError, match=r"^the quantiser refuses the model: it ended with SIGABRT$"):
-        quantize(load(file), Recipe("dynamic"), tmp_path / "q.onnx")
+        quantize(load(file), QuantisationRecipe("dynamic"), tmp_path / "q.onnx")
     assert os.listdir(tmp_path) == ["m.onnx"]

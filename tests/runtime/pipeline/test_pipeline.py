@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 
 from onnxfi.errors import SpecError
-from onnxfi.runtime.pipeline.pipeline import Loop, Pipeline, Source, Stage, parse_port
+from onnxfi.runtime.pipeline.pipeline import Pipeline, PipelineLoop, Source, Stage, parse_port
 
 
 def stage(name: str, *sources: str, **fields: object) -> Stage:
@@ -55,10 +55,10 @@ def test_stages_behind_one_and_in_front_of_it() -> None:
         (lambda: stage("a", "data.x", function="m:f"), "has both of model and function"),
         (lambda: stage("a", "data.x", model=None), "has neither of model and function"),
         (lambda: stage("a", "data.x", model=None, function="m.f"), "not of the form module:function"),
-        (lambda: stage("a", "data.x", loop=Loop(1, "x1", {})), "'x1' is none of its inputs; closest: 'x0'"),
-        (lambda: stage("a", "data.x", model=None, function="m:f", loop=Loop(1, "x0", {})), "a loop and no model"),
-        (lambda: Loop(1, (), {"state": "next"}), "add over"),
-        (lambda: Loop(1, "x", {"x": "y"}), "both in over and in carry"),
+        (lambda: stage("a", "data.x", loop=PipelineLoop(1, "x1", {})), "'x1' is none of its inputs; closest: 'x0'"),
+        (lambda: stage("a", "data.x", model=None, function="m:f", loop=PipelineLoop(1, "x0", {})), "a loop and no model"),
+        (lambda: PipelineLoop(1, (), {"state": "next"}), "add over"),
+        (lambda: PipelineLoop(1, "x", {"x": "y"}), "both in over and in carry"),
     ],
 )  # fmt: skip
 def test_what_is_no_pipeline_is_refused(make: object, says: str) -> None:

@@ -16,7 +16,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 
 ROOT = Path(__file__).parents[3]
 CNN, TEST = ROOT / "models/fashion_cnn.onnx", ROOT / "models/fashion_test.npz"
@@ -31,7 +31,7 @@ def test_bfloat16_is_held_at_its_largest(tmp_path: Path) -> None:
     weight = np.full((4, 4), 1.0)
     weight[0, 0] = 3.4e38
     path = saved(tmp_path / "m.onnx", linear(weight))
-    done = quantize(load(path), Recipe("bf16"), tmp_path / "b.onnx")
+    done = quantize(load(path), QuantisationRecipe("bf16"), tmp_path / "b.onnx")
     session = ort.InferenceSession(tmp_path / "b.onnx", providers=["CPUExecutionProvider"])
     assert np.isfinite(session.run(None, {"x": np.eye(4, dtype=np.float32)})[0]).all()
     assert (done.words, done.flushed) == (16, 0)
@@ -42,7 +42,10 @@ def test_nothing_is_printed_or_logged_and_logging_is_left_as_it_was(
 ) -> None:
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
-    for recipe in (Recipe("static", calibration="percentile", calibration_samples=20), Recipe("weight-only")):
+    for recipe in (
+        QuantisationRecipe("static", calibration="percentile", calibration_samples=20),
+        QuantisationRecipe("weight-only"),
+    ):
         quantize(load(CNN), recipe, tmp_path / "q.onnx", data=images)
     assert (root.handlers, root.level) == before
     assert capsys.readouterr() == ("", "")
@@ -59,7 +62,7 @@ def test_a_cast_to_float_inside_a_model_goes_along_to_float16(tmp_path: Path) ->
         ]
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "w0"))
-    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
+    quantize(load(saved(tmp_path / "m.onnx", proto)), QuantisationRecipe("fp16"), tmp_path / "h.onnx")
     session = ort.InferenceSession(tmp_path / "h.onnx", providers=["CPUExecutionProvider"])
     x = np.array([[0.25, 1, -1, 0.75]], np.float32)
     assert session.run(None, {"x": x})[0].tolist() == [[0, 1, 0, 0.75]]
@@ -100,7 +103,7 @@ def test_float16_reaches_into_branches_and_leaves_absent_inputs_absent(
     proto.graph.initializer.append(
         numpy_helper.from_array(np.linspace(0.5, 2, 4 ** (shape[0] // 2)).reshape(shape).astype(np.float32), "w")
     )
-    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
+    quantize(load(saved(tmp_path / "m.onnx", proto)), QuantisationRecipe("fp16"), tmp_path / "h.onnx")
     made = onnx.load(tmp_path / "h.onnx")
     onnx.checker.check_model(made)
     assert next(t for t in made.graph.initializer if t.name == "w").data_type == TensorProto.FLOAT16

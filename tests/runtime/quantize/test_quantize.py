@@ -19,30 +19,30 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.open_data import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 from onnxfi.tasks.evaluation import evaluate
 
 ROOT = Path(__file__).parents[3]
 CNN, TEST = ROOT / "models/fashion_cnn.onnx", ROOT / "models/fashion_test.npz"
 ATTENTION, GRU = (ROOT / f"models/fashion_{name}.onnx" for name in ("attention", "gru"))
 RECIPES = {
-    "static": Recipe("static", calibration_samples=40),
-    "static per channel": Recipe("static", per_channel=True, calibration_samples=40),
-    "static qoperator": Recipe("static", format="qoperator", calibration_samples=40),
-    "static uint8 weights": Recipe("static", weights="uint8", calibration_samples=40),
-    "static int8 activations": Recipe("static", activations="int8", calibration_samples=40),
-    "static percentile": Recipe("static", calibration="percentile", calibration_samples=40),
-    "static entropy": Recipe("static", calibration="entropy", calibration_samples=40),
-    "static int4": Recipe("static", weights="int4", opset=21, calibration_samples=40),
-    "dynamic": Recipe("dynamic"),
-    "dynamic uint8": Recipe("dynamic", weights="uint8"),
-    "dynamic per channel": Recipe("dynamic", per_channel=True),
-    "weight-only int4": Recipe("weight-only"),
-    "weight-only uint4": Recipe("weight-only", weights="uint4", block=64),
-    "weight-only int8": Recipe("weight-only", weights="int8"),
-    "weight-only qdq": Recipe("weight-only", format="qdq", opset=21),
-    "fp16": Recipe("fp16"),
-    "bf16": Recipe("bf16"),
+    "static": QuantisationRecipe("static", calibration_samples=40),
+    "static per channel": QuantisationRecipe("static", per_channel=True, calibration_samples=40),
+    "static qoperator": QuantisationRecipe("static", format="qoperator", calibration_samples=40),
+    "static uint8 weights": QuantisationRecipe("static", weights="uint8", calibration_samples=40),
+    "static int8 activations": QuantisationRecipe("static", activations="int8", calibration_samples=40),
+    "static percentile": QuantisationRecipe("static", calibration="percentile", calibration_samples=40),
+    "static entropy": QuantisationRecipe("static", calibration="entropy", calibration_samples=40),
+    "static int4": QuantisationRecipe("static", weights="int4", opset=21, calibration_samples=40),
+    "dynamic": QuantisationRecipe("dynamic"),
+    "dynamic uint8": QuantisationRecipe("dynamic", weights="uint8"),
+    "dynamic per channel": QuantisationRecipe("dynamic", per_channel=True),
+    "weight-only int4": QuantisationRecipe("weight-only"),
+    "weight-only uint4": QuantisationRecipe("weight-only", weights="uint4", block=64),
+    "weight-only int8": QuantisationRecipe("weight-only", weights="int8"),
+    "weight-only qdq": QuantisationRecipe("weight-only", format="qdq", opset=21),
+    "fp16": QuantisationRecipe("fp16"),
+    "bf16": QuantisationRecipe("bf16"),
 }
 #: In the core tests: one of each mode.
 CORE = ("static", "static qoperator", "static int4", "dynamic", "weight-only int4", "fp16", "bf16")
@@ -108,19 +108,19 @@ def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError, match=r"what mode fp16 made lie 93% away from the float model's .* nothing was written"
     ):
-        quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx")
+        quantize(load(path), QuantisationRecipe("fp16"), tmp_path / "h.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     fed = np.ones((4, 16), np.float32)
     fed[:, :2] = 0  # what is clipped changes no answer here
     data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
-    half = quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx", data=data)
+    half = quantize(load(path), QuantisationRecipe("fp16"), tmp_path / "h.onnx", data=data)
     assert (half.words, half.clipped, half.flushed) == (128, 2, 0)
     stored = numpy_helper.to_array(onnx.load(tmp_path / "h.onnx").graph.initializer[0]).astype(np.float64)
     assert stored[0, :3].tolist() == [65504, -65504, 65504]
     assert stored[1, :4].tolist() == [2**-24, -(2**-24), 2**-24, 0]  # held at the smallest number
-    brain = quantize(load(path), Recipe("bf16"), tmp_path / "b.onnx")
+    brain = quantize(load(path), QuantisationRecipe("bf16"), tmp_path / "b.onnx")
     assert (brain.clipped, brain.flushed) == (0, 0)
-    integers = quantize(load(path), Recipe("dynamic"), tmp_path / "i.onnx")
+    integers = quantize(load(path), QuantisationRecipe("dynamic"), tmp_path / "i.onnx")
     step = 2 * 1e6 / 254
     assert integers.flushed == int(np.count_nonzero((weight != 0) & (np.abs(weight) < step / 2)))
     assert integers.clipped == 0
@@ -128,9 +128,9 @@ def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_excluded_nodes_stay_in_float(images: Data, tmp_path: Path) -> None:
-    for recipe in (Recipe("dynamic", exclude=("fc2",)), Recipe("weight-only", exclude=("fc2",)),
-                   Recipe("bf16", exclude=("fc2",)), Recipe("fp16", exclude=("fc2",)),
-                   Recipe("static", exclude=("=node_linear_1",), calibration_samples=20)):  # fmt: skip
+    for recipe in (QuantisationRecipe("dynamic", exclude=("fc2",)), QuantisationRecipe("weight-only", exclude=("fc2",)),
+                   QuantisationRecipe("bf16", exclude=("fc2",)), QuantisationRecipe("fp16", exclude=("fc2",)),
+                   QuantisationRecipe("static", exclude=("=node_linear_1",), calibration_samples=20)):  # fmt: skip
         done = quantize(load(CNN), recipe, tmp_path / "q.onnx", data=images)
         assert done.excluded == ("node_linear_1",)
         weights = {t.layer: t.dtype for t in load(tmp_path / "q.onnx").targets if t.role == "weight"}
@@ -139,9 +139,9 @@ def test_excluded_nodes_stay_in_float(images: Data, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_quantised_is_named(tmp_path: Path) -> None:
-    done = quantize(load(GRU), Recipe("dynamic"), tmp_path / "q.onnx")
+    done = quantize(load(GRU), QuantisationRecipe("dynamic"), tmp_path / "q.onnx")
     assert [op for _, op in done.left] == ["GRU"]
-    done = quantize(load(ATTENTION), Recipe("weight-only"), tmp_path / "q.onnx")
+    done = quantize(load(ATTENTION), QuantisationRecipe("weight-only"), tmp_path / "q.onnx")
     assert [op for _, op in done.left] == ["Conv"]
 
 
@@ -152,13 +152,18 @@ def test_no_temporary_file_is_left_where_shape_inference_fails(tmp_path: Path, m
     proto.graph.node.append(helper.make_node("Reshape", ["found", "four"], ["odd"], name="odd"))
     proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 2, 3]), "four"))
     proto.graph.output.append(helper.make_tensor_value_info("odd", TensorProto.INT64, None))
-    done = quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("dynamic"), "q.onnx")
+    done = quantize(load(saved(tmp_path / "m.onnx", proto)), QuantisationRecipe("dynamic"), "q.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
     assert done.layers == {"ConvInteger": 2, "MatMulInteger": 2}
 
 
 def test_weights_in_constants_are_found(tmp_path: Path) -> None:
-    for recipe in (Recipe("weight-only"), Recipe("dynamic"), Recipe("bf16"), Recipe("fp16")):
+    for recipe in (
+        QuantisationRecipe("weight-only"),
+        QuantisationRecipe("dynamic"),
+        QuantisationRecipe("bf16"),
+        QuantisationRecipe("fp16"),
+    ):
         proto = linear(np.linspace(-1, 1, 64 * 8).reshape(64, 8))
         tensor = proto.graph.initializer.pop()
         proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], name="c", value=tensor))
@@ -171,7 +176,9 @@ def test_on_x86_activations_are_uint8_and_this_is_said(
 ) -> None:
     for machine, wanted, said in (("x86_64", "uint8", True), ("aarch64", "int8", False)):
         monkeypatch.setattr("platform.machine", lambda name=machine: name)
-        done = quantize(load(CNN), Recipe("static", calibration_samples=20), tmp_path / "q.onnx", data=images)
+        done = quantize(
+            load(CNN), QuantisationRecipe("static", calibration_samples=20), tmp_path / "q.onnx", data=images
+        )
         assert done.recipe.activations == wanted
         assert any("activations are uint8" in note for note in done.notes) is said
 
@@ -180,7 +187,12 @@ def test_on_x86_activations_are_uint8_and_this_is_said(
 def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Path) -> None:
     proto = onnx.load(CNN)
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    for recipe in (Recipe("dynamic"), Recipe("static", calibration_samples=20), Recipe("bf16"), Recipe("fp16")):
+    for recipe in (
+        QuantisationRecipe("dynamic"),
+        QuantisationRecipe("static", calibration_samples=20),
+        QuantisationRecipe("bf16"),
+        QuantisationRecipe("fp16"),
+    ):
         done = quantize(load(tmp_path / "m.onnx"), recipe, tmp_path / "q.onnx", data=images)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["m.data", "m.onnx", "q.onnx", "q.onnx.data"]
         assert done.size_after_bytes == sum((tmp_path / n).stat().st_size for n in ("q.onnx", "q.onnx.data"))
@@ -193,14 +205,22 @@ def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Pat
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Recipe("static"), "static mode calibrates activations on data; give --data"),
-        (Recipe("static", weights="int4"), r"int4 in QDQ form needs opset 21, the model has 18; --opset 21 raises it"),
-        (Recipe("weight-only", format="qdq"), "needs opset 21, the model has 18"),
-        (Recipe("bf16", opset=17), "--opset 17 is below the model's 18"),
-        (Recipe("dynamic", exclude=("conv9",)), r"--exclude 'conv9' matches no node, layer or weight; closest: 'conv"),
+        (QuantisationRecipe("static"), "static mode calibrates activations on data; give --data"),
+        (
+            QuantisationRecipe("static", weights="int4"),
+            r"int4 in QDQ form needs opset 21, the model has 18; --opset 21 raises it",
+        ),
+        (QuantisationRecipe("weight-only", format="qdq"), "needs opset 21, the model has 18"),
+        (QuantisationRecipe("bf16", opset=17), "--opset 17 is below the model's 18"),
+        (
+            QuantisationRecipe("dynamic", exclude=("conv9",)),
+            r"--exclude 'conv9' matches no node, layer or weight; closest: 'conv",
+        ),
     ],
 )
-def test_what_does_not_go_with_the_model_is_refused(recipe: Recipe, message: str, images: Data, tmp_path: Path) -> None:
+def test_what_does_not_go_with_the_model_is_refused(
+    recipe: QuantisationRecipe, message: str, images: Data, tmp_path: Path
+) -> None:
     with pytest.raises((InputError, SelectorError), match=message):
         quantize(load(CNN), recipe, tmp_path / "q.onnx", data=None if message.startswith("static") else images)
     assert not [*tmp_path.iterdir()]
@@ -210,25 +230,25 @@ def test_what_does_not_go_with_the_model_is_refused(recipe: Recipe, message: str
 def test_quantising_twice_prints_a_note(name: str, tmp_path: Path) -> None:
     message = "has no float32 weights" if name == "fp16" else "is quantised already: 8 tensors"
     with pytest.raises(InputError, match=message):
-        quantize(load(ROOT / f"models/fashion_cnn_{name}.onnx"), Recipe("dynamic"), tmp_path / "q.onnx")
+        quantize(load(ROOT / f"models/fashion_cnn_{name}.onnx"), QuantisationRecipe("dynamic"), tmp_path / "q.onnx")
 
 
 def test_a_model_without_anything_to_quantise_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.onnx", linear(np.ones((4, 4)), op="Add"))
     with pytest.raises(InputError, match="no float32 weights to quantise"):
-        quantize(load(path), Recipe("dynamic"), tmp_path / "q.onnx")
+        quantize(load(path), QuantisationRecipe("dynamic"), tmp_path / "q.onnx")
     done = tmp_path / "prelu.onnx"
     saved(done, linear(np.ones((4, 4)), op="PRelu"))
     with pytest.raises(InputError, match="nothing could be quantised in mode dynamic"):
-        quantize(load(done), Recipe("dynamic"), tmp_path / "q.onnx")
+        quantize(load(done), QuantisationRecipe("dynamic"), tmp_path / "q.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "prelu.onnx"]
 
 
 def test_bf16_below_opset_13_is_refused_and_can_be_raised(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.onnx", linear(np.ones((4, 4)), opset=11))
     with pytest.raises(InputError, match=r"bf16 needs opset 13, the model has 11; --opset 13 raises it"):
-        quantize(load(path), Recipe("bf16"), tmp_path / "q.onnx")
-    assert quantize(load(path), Recipe("bf16", opset=13), tmp_path / "q.onnx").words == 16
+        quantize(load(path), QuantisationRecipe("bf16"), tmp_path / "q.onnx")
+    assert quantize(load(path), QuantisationRecipe("bf16", opset=13), tmp_path / "q.onnx").words == 16
 
 
 def test_calibration_data_of_a_wrong_shape_is_refused() -> None:
@@ -239,9 +259,9 @@ def test_calibration_data_of_a_wrong_shape_is_refused() -> None:
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no folder"):
-        quantize(load(CNN), Recipe("fp16"), tmp_path / "no/q.onnx")
+        quantize(load(CNN), QuantisationRecipe("fp16"), tmp_path / "no/q.onnx")
     with pytest.raises(OutputError, match="is the input itself"):
-        quantize(load(CNN), Recipe("fp16"), CNN)
+        quantize(load(CNN), QuantisationRecipe("fp16"), CNN)
 
 
 def test_a_failure_on_the_way_leaves_nothing(images: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +272,7 @@ def test_a_failure_on_the_way_leaves_nothing(images: Data, tmp_path: Path, monke
     out = tmp_path / "q.onnx"
     out.write_text("what was there")
     with pytest.raises(OnnxfiError, match=r"the quantiser refuses the model: the quantiser\\x1b broke"):
-        quantize(load(CNN), Recipe("static"), out, data=images)
+        quantize(load(CNN), QuantisationRecipe("static"), out, data=images)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["what was there"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnxfi.errors import InputError
-from onnxfi.runtime.quantize.recipe import ACTIVATIONS, CALIBRATIONS, FORMATS, MODES, WEIGHTS, Recipe
+from onnxfi.runtime.quantize.recipe import ACTIVATIONS, CALIBRATIONS, FORMATS, MODES, WEIGHTS, QuantisationRecipe
 
 
 @pytest.mark.parametrize(
@@ -35,17 +35,17 @@ from onnxfi.runtime.quantize.recipe import ACTIVATIONS, CALIBRATIONS, FORMATS, M
 )
 def test_recipes_that_mean_nothing_are_refused(given: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Recipe(**given)
+        QuantisationRecipe(**given)
 
 
 def test_names_of_number_formats_are_modes_with_their_settings() -> None:
-    assert Recipe("int8") == Recipe("dynamic", weights="int8", per_channel=True)
-    assert Recipe("int4", block=64) == Recipe("weight-only", weights="int4", block=64)
+    assert QuantisationRecipe("int8") == QuantisationRecipe("dynamic", weights="int8", per_channel=True)
+    assert QuantisationRecipe("int4", block=64) == QuantisationRecipe("weight-only", weights="int4", block=64)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_not_said_is_filled_in_once(mode: str) -> None:
-    settled, notes = Recipe(mode).settled()
+    settled, notes = QuantisationRecipe(mode).settled()
     assert settled.settled() == (settled, []), "what is filled in is filled in"
     assert all(getattr(settled, name) for name in ("weights", "format", "activations") if mode == "static")
     assert (settled.mode, bool(notes)) == (mode, mode == "static" and settled.activations == "uint8")
@@ -56,9 +56,9 @@ def test_activations_are_what_the_machine_has_kernels_for(
     machine: str, activations: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    settled, notes = Recipe("static").settled()
+    settled, notes = QuantisationRecipe("static").settled()
     assert (settled.activations, len(notes)) == (activations, int(activations == "uint8"))
-    assert Recipe("static", activations="int16").settled()[1] == [], "what is said is not remarked on"
+    assert QuantisationRecipe("static", activations="int16").settled()[1] == [], "what is said is not remarked on"
 
 
 def test_every_value_of_a_setting_is_for_some_mode() -> None:
@@ -74,6 +74,6 @@ def test_every_value_of_a_setting_is_for_some_mode() -> None:
 
 def accepted(mode: str, name: str, value: str) -> bool:
     try:
-        return bool(Recipe(mode, **{name: value}))
+        return bool(QuantisationRecipe(mode, **{name: value}))
     except InputError:
         return False

@@ -15,7 +15,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
-from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.recipe import QuantisationRecipe
 from onnxfi.runtime.quantize.shared_weights import drop_twins, fold_alpha, separate_biases, transpose_once
 
 
@@ -58,8 +58,8 @@ def test_weights_and_biases_that_nodes_share_stay_what_they_are_for_each(name: s
     data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
     wanted = OrtEngine(provider="cpu").prepare(path).run({"x": fed}, None)
     for recipe in (
-        Recipe("dynamic"), Recipe("weight-only", weights="int8"), Recipe("weight-only", format="qdq"),
-        Recipe("static", calibration_samples=16), Recipe("static", format="qoperator", calibration_samples=16),
+        QuantisationRecipe("dynamic"), QuantisationRecipe("weight-only", weights="int8"), QuantisationRecipe("weight-only", format="qdq"),
+        QuantisationRecipe("static", calibration_samples=16), QuantisationRecipe("static", format="qoperator", calibration_samples=16),
     ):  # fmt: skip
         done = quantize(load(path), recipe, tmp_path / "q.onnx", data=data)
         found = OrtEngine(provider="cpu").prepare(tmp_path / "q.onnx").run({"x": fed}, None)
