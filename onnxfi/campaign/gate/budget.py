@@ -10,9 +10,9 @@ from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import AdaptiveFaults, BerSweep, Exhaustive, Replay, SingleFaults
-from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, brief, refuse_unknown, share_field, types_of
+from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, refuse_unknown, share_field, types_of
 from onnxfi.campaign.spec.spec_file import read_campaign_fields
-from onnxfi.campaign.spec.yaml_fields import YamlNode, built, plain_values, read_fields, read_yaml
+from onnxfi.campaign.spec.yaml_fields import YamlNode, built, check_version, plain_values, read_fields, read_yaml
 from onnxfi.errors import SpecError, closest
 from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
 from onnxfi.tasks.task import Metric
@@ -313,13 +313,7 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
     given, places = read_fields(whole, types_of(Budget), extra=("version",), parts=parts)
     if "version" not in given:
         raise whole.error(f"a budget names its version; add version: {VERSION}")
-    version = given.pop("version")
-    if version is True or version != VERSION:
-        newer = isinstance(version, int) and version > VERSION
-        raise places["version"].error(
-            f"version {brief(version)[:20]} of a budget; this onnxfi reads version {VERSION}"
-            + ("; update onnxfi, or write the budget anew" if newer else "")
-        )
+    check_version(given, places, "budget", VERSION)
     if "campaign" not in given:
         raise whole.error("a budget names its campaign; add campaign: with ber or single, and with data")
     for number in range(len(given.get("limits", ()))):

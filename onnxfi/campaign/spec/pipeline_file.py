@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from onnxfi.campaign.spec.flat_fields import brief
-from onnxfi.campaign.spec.yaml_fields import YamlNode, built, read_yaml
+from onnxfi.campaign.spec.yaml_fields import YamlNode, built, check_version, read_yaml
 from onnxfi.errors import InputError, closest
 from onnxfi.extensions import names_function
 from onnxfi.graph.model.byte_source import quoted
@@ -79,9 +79,7 @@ def load_pipeline(source: str | Path) -> Pipeline:
         "faults": lambda node, name: [one.scalar(name, str) for one in node.items()],
     }
     given = _fields(whole, readers, places, "a pipeline")
-    version = given.pop("version", VERSION)
-    if version is True or version != VERSION:
-        raise places["version"].error(f"version {brief(version)} of a pipeline; this onnxfi reads version {VERSION}")
+    check_version(given, places, "pipeline", VERSION)
     if "stages" not in given:
         raise whole.error("a pipeline has stages; add stages: with a name, a model and its inputs each")
     return built(lambda fields: Pipeline(**fields, folder=str(Path(source).parent)), given, places, whole)

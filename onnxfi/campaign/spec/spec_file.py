@@ -10,10 +10,11 @@ from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import FaultMixPart
-from onnxfi.campaign.spec.flat_fields import brief, given_fields
+from onnxfi.campaign.spec.flat_fields import given_fields
 from onnxfi.campaign.spec.yaml_fields import (
     YamlNode,
     built,
+    check_version,
     compose,
     flat_types,
     plain_values,
@@ -70,9 +71,7 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
 def _campaign(whole: YamlNode, instead: Collection[str] | None) -> Campaign:
     """Return the campaign of a file; it may name code where `instead` is None."""
     given, places = read_campaign_fields(whole, instead, extra=("version",))
-    version = given.pop("version", VERSION)
-    if version is True or version != VERSION:
-        raise places["version"].error(f"version {brief(version)} of a campaign; this onnxfi reads version {VERSION}")
+    check_version(given, places, "campaign", VERSION)
     if "model" not in given:
         raise whole.error("a campaign names its model; add model: FILE.onnx")
     return built(lambda fields: Campaign(**fields), given, places, whole)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from onnxfi.campaign.spec.designs import FaultMixPart
-from onnxfi.campaign.spec.flat_fields import build, flat_fields, given_fields, parse_rates
+from onnxfi.campaign.spec.flat_fields import brief, build, flat_fields, given_fields, parse_rates
 from onnxfi.description import read_bytes
 from onnxfi.errors import SpecError, closest
 from onnxfi.runtime.data.untrusted_yaml import LARGEST_FILE, compose_yaml, scalar
@@ -72,6 +72,16 @@ Parts = Mapping[type, Callable[[YamlNode], Any]]
 def read_yaml(path: str | Path, what: str) -> YamlNode:
     """Return a YAML file whose fields make `what` it is, read within limits (`onnxfi.runtime.data.untrusted_yaml`)."""
     return compose(read_bytes(path, LARGEST_FILE, SpecError), str(path), what)
+
+
+def check_version(given: dict[str, Any], places: Mapping[str, YamlNode], what: str, version: int) -> None:
+    """Drop the version from the fields of a file of this kind; SpecError for another version."""
+    found = given.pop("version", version)
+    if found is True or found != version:
+        newer = "; update onnxfi, or write it anew" if isinstance(found, int) and found > version else ""
+        raise places["version"].error(
+            f"version {brief(found)[:20]} of a {what}; this onnxfi reads version {version}{newer}"
+        )
 
 
 def compose(text: bytes, file: str, what: str) -> YamlNode:

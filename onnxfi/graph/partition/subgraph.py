@@ -368,10 +368,8 @@ def body(node: onnx.NodeProto, path: _Path) -> tuple[onnx.GraphProto, int]:
     return (graph, path[2]) if len(path) == 3 else body(graph.node[path[2]], path[3:])
 
 
-def reachable_subgraph(
-    net: PartitionGraph, faulty: Iterable[str], *, inside: Iterable[int] = (), outputs: Sequence[str] = ()
-) -> Subgraph:
-    """Return what faulty tensors, and nodes with faulty bodies, can change of the outputs (all by default).
+def reachable_subgraph(net: PartitionGraph, faulty: Iterable[str], *, outputs: Sequence[str] = ()) -> Subgraph:
+    """Return what faulty tensors can change of the outputs (all by default).
 
     >>> from onnxfi.graph.model.loading import load
     >>> net = partition_graph(load("models/fashion_cnn.onnx"))
@@ -381,7 +379,7 @@ def reachable_subgraph(
     """
     # In files that are in order no node after the outputs matters.
     last = max((net.makers.get(name, -1) for name in outputs), default=-1) if net.in_order else -1
-    reached = nodes_reached(net, faulty, inside, range(last + 1 if last >= 0 else len(net.reads)))
+    reached = nodes_reached(net, faulty, (), range(last + 1 if last >= 0 else len(net.reads)))
     wanted = tuple(name for name in (outputs or net.outputs) if net.makers.get(name, -1) in reached)
     return Subgraph(*with_inputs(net, nodes_needed(net, wanted, reached), frozenset(faulty)), wanted)
 

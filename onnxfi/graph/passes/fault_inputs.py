@@ -9,7 +9,7 @@ beyond the loop: all three are checked here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,18 +27,12 @@ Columns = dict[str, NDArray[Any]]
 _Cell = dict[int, Mask | tuple[float, float]]
 
 
-def columns(
-    armed: Armed,
-    faults: Sequence[ActivationFault],
-    *,
-    batch: int | None = None,
-    trips: Mapping[str, int] | None = None,
-) -> Columns:
+def columns(armed: Armed, faults: Sequence[ActivationFault], *, batch: int | None = None) -> Columns:
     """Return the inputs to feed for these faults; empty columns if there are none.
 
-    `batch` is the number of samples in the run, needed if a fault names its sample; `trips` the iterations of the loops
-    around targets, by target id. Raises SelectorError for an element, sample or step that does not exist, and
-    FaultError for a fault that is not a mask (with `values`: not a scale and shift); both name the site.
+    `batch` is the number of samples in the run, needed if a fault names its sample. Raises SelectorError for an element
+    or sample that does not exist, and FaultError for a fault that is not a mask (with `values`: not a scale and shift);
+    both name the site.
 
     >>> from onnxfi.faults.space import Selector
     >>> from onnxfi.graph.dataflow.activation_targets import activations, select_activations
@@ -56,7 +50,7 @@ def columns(
         a = fault.activation
         if (a.path, a.name) not in number:
             raise SelectorError(f"{a.target.id!r} is not armed in this model; instrument it with --include '={a.name}'")
-        _check(armed, fault, batch, (trips or {}).get(a.target.id))
+        _check(armed, fault, batch)
         by_site.setdefault(number[a.path, a.name], []).append(fault)
     rows = 1 if all(s.sample is None for s in faults) else batch or 1
     slots = [
@@ -122,7 +116,7 @@ def _rows(faults: Sequence[ActivationFault], rows: int) -> list[_Cell]:
     return cells
 
 
-def _check(armed: Armed, s: ActivationFault, batch: int | None, trips: int | None) -> None:
+def _check(armed: Armed, s: ActivationFault, batch: int | None) -> None:
     a = s.activation
     where = site_text(s)
     if s.mask is None and not armed.values:
@@ -135,7 +129,6 @@ def _check(armed: Armed, s: ActivationFault, batch: int | None, trips: int | Non
     if s.mask is not None and (s.mask.keep >> a.target.word.bits or s.mask.flip >> a.target.word.bits):
         raise FaultError(f"{where}: the mask has more than the {a.target.word.bits} bits of {a.target.dtype}")
     check_location(a, s, batch)
-    check_iteration(s, trips)
 
 
 def check_iteration(s: ActivationFault, trips: int | None) -> None:

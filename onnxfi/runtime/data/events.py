@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnxfi.description import read_text
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data, layout
+from onnxfi.runtime.data.images import file_inside, visible
 from onnxfi.runtime.engine.ports import Array, Port, element_type, one_line
 
 DESCRIPTION = "events.yaml"
@@ -244,37 +245,21 @@ def find_recordings(root: Path) -> list[Recording]:
 
     Of .bin the first of each class come first, then the second of each; of .aedat those of a recording together.
     """
-    place = root.resolve()
     found: list[tuple[tuple[int, int], Recording]] = []
-    for path in _visible(root):
+    for path in visible(root):
         if path.suffix == ".aedat":
-            rows = read_gestures(_inside(path.with_name(f"{path.stem}_labels.csv"), place), _inside(path, place))
+            rows = read_gestures(file_inside(path.with_name(f"{path.stem}_labels.csv"), root), file_inside(path, root))
             found += [((0, len(found) + k), row) for k, row in enumerate(rows)]
         elif path.is_dir():
             if not (path.name.isascii() and path.name.isdecimal() and len(path.name) < 10):
                 raise DataError(f"folder {str(path)!r} has no class number for a name; N-MNIST has folders 0 to 9")
-            for k, file in enumerate(_visible(path)):
+            for k, file in enumerate(visible(path)):
                 if file.suffix != ".bin":
                     raise DataError(f"{str(file)!r} is not a recording (.bin); move it away")
-                found.append(((k, int(path.name)), Recording(_inside(file, place), int(path.name))))
+                found.append(((k, int(path.name)), Recording(file_inside(file, root), int(path.name))))
         elif path.name != DESCRIPTION and not path.name.endswith("_labels.csv"):
             raise DataError(f"{str(path)!r} lies beside the recordings; move it away")
     return [recording for _, recording in sorted(found, key=lambda pair: pair[0])]
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"folder {str(folder)!r} cannot be read: {one_line(error)}") from error
-
-
-def _inside(path: Path, place: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{str(path)!r} is not a file")
-    if not path.resolve().is_relative_to(place):
-        raise DataError(f"{str(path)!r} links to a place outside {str(place)!r}")
-    return path
 
 
 def open_events(

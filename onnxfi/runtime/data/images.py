@@ -207,10 +207,9 @@ def _image_port(inputs: Sequence[Port], how: Preprocess, path: Path) -> Port:
 
 def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
     """Return the image files of each class, in label order."""
-    place = root.resolve()
-    held = [path for path in _visible(root) if path.name not in (_DESCRIPTION, _CLASSES)]
+    held = [path for path in visible(root) if path.name not in (_DESCRIPTION, _CLASSES)]
     if held and not any(path.is_dir() for path in held):  # images alone: of no known class
-        return {"": [_image_file(file, root, place) for file in held]}
+        return {"": [file_inside(file, root) for file in held]}
     found: dict[str, list[Path]] = {name: [] for name in how.classes}
     for folder in held:
         if not folder.is_dir():
@@ -218,25 +217,25 @@ def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
         if how.classes and folder.name not in found:
             raise DataError(f"folder {str(folder)!r} is none of the classes{closest(folder.name, how.classes)}")
         files = found.setdefault(folder.name, [])
-        for file in _visible(folder):
-            files.append(_image_file(file, root, place))
+        files += [file_inside(file, root) for file in visible(folder)]
     return found
 
 
-def _image_file(file: Path, root: Path, place: Path) -> Path:
-    """Return a file that lies in the folder itself."""
-    if not file.is_file():
-        raise DataError(f"{str(file)!r} is not an image file")
-    if not file.resolve().is_relative_to(place):
-        raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
-    return file
-
-
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """Return what lies in a folder, by name, without hidden files."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"folder {str(folder)!r} cannot be read: {one_line(error)}") from error
+
+
+def file_inside(file: Path, root: Path) -> Path:
+    """Return a file that lies in the folder itself, behind no link out of it."""
+    if not file.is_file():
+        raise DataError(f"{str(file)!r} is not a file")
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
+    return file
 
 
 def open_image(file: Path) -> Image.Image:

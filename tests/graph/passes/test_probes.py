@@ -14,7 +14,7 @@ from onnxfi.errors import SelectorError
 from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import load, parse
-from onnxfi.graph.passes.fault_inputs import columns
+from onnxfi.graph.passes.fault_inputs import check_iteration
 from onnxfi.graph.passes.instrument import ActivationFault, arm
 from onnxfi.graph.passes.probes import OutputShapes
 
@@ -90,7 +90,7 @@ def test_a_scan_counts_its_iterations() -> None:
     assert found["each"][:, 1].tolist() == [1, 2, -3, -2, -1]
     assert found["each"][:, 0].tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(SelectorError, match="the loop has 5 iterations"):
-        columns(arm(plain, [site]), [ActivationFault(site, 0, NEGATE, first=5, last=5)], trips={site.target.id: 5})
+        check_iteration(ActivationFault(site, 0, NEGATE, first=5, last=5), 5)
 
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'

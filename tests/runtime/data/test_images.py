@@ -185,7 +185,7 @@ def test_what_does_not_belong_is_named(photos: Path) -> None:
     assert "README.md' lies beside the class folders; move it into one, or away" in refused(photos, IMAGE)
     (photos / "README.md").unlink()
     (photos / "cat" / "more").mkdir()
-    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'more'}' is not an image file"
+    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'more'}' is not a file"
 
 
 def test_links_stay_within_the_folder(photos: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_links_stay_within_the_folder(photos: Path, tmp_path: Path) -> None:
     assert "d.png' links to a place outside" in refused(photos, IMAGE)
     (photos / "cat" / "d.png").unlink()
     (photos / "cat" / "loop.png").symlink_to(photos / "cat" / "loop.png")
-    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'loop.png'}' is not an image file"
+    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'loop.png'}' is not a file"
     (photos / "cat" / "loop.png").unlink()
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "folder" / "e.png")
