@@ -204,18 +204,9 @@ def _print_paired(found: PairedComparison, *, as_json: bool, kept: bool) -> None
         return
     names = [Path(side.model).stem for side in (found.first, found.second)]
     title = f"The same faults on both, paired differences at {found.confidence:.4g}"
-    heads = (
-        "Metric",
-        "Rate",
-        ">Trials",
-        *(f">{name}" for name in names),
-        ">Difference",
-        ">Only first",
-        ">Only second",
-        ">p",
-        ">Times rarer",
-    )
-    table(title, heads, [_paired_row(row) for row in found.rows])  # fmt: skip
+    versions = [f">{name}" for name in names]
+    heads = ("Metric", "Rate", ">Trials", *versions, ">Difference", ">Only first", ">Only second", ">p", ">Times rarer")
+    table(title, heads, [_paired_row(row) for row in found.rows])
     costs = [
         (f"{metric.label}, no fault", metric.text(one), metric.text(two), metric.text(two - one))
         for metric, one, two in found.golden()
@@ -226,7 +217,7 @@ def _print_paired(found: PairedComparison, *, as_json: bool, kept: bool) -> None
         ("size, bytes", f"{one.size_bytes:,}", f"{two.size_bytes:,}", f"{two.size_bytes - one.size_bytes:+,}"),
         ("nodes", f"{one.nodes:,}", f"{two.nodes:,}", f"{two.nodes - one.nodes:+,}"),
     ]  # fmt: skip
-    table("Without faults", ("Cost", *(f">{name}" for name in names), ">Change"), costs)
+    table("Without faults", ("Cost", *versions, ">Change"), costs)
     print_line(_own(found))
     if found.detection is not None:
         d = found.detection

@@ -78,26 +78,16 @@ def _providers() -> dict[str, str]:
     """Return the state of each provider of ONNX Runtime: models run there, or the reason why they do not."""
     from onnxfi.errors import EngineError
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine, available_providers
+    from onnxfi.runtime.engine.protocols import smallest_model
 
     states = {}
     for name in available_providers():
         try:
-            OrtEngine(provider=name).prepare(_identity_model())
+            OrtEngine(provider=name).prepare(smallest_model())
             states[name] = "runs models"
         except EngineError as error:
             states[name] = str(error)
     return states
-
-
-def _identity_model() -> bytes:
-    """Return a model of one operator."""
-    from onnx import TensorProto, helper
-
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
-    return bytes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-    )
 
 
 def _extras(runtimes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -47,18 +47,11 @@ def command(
         matches = [*found.rows()]
         print_json({"templates": len(found.templates), "candidates": found.candidates, "matches": matches})
         return
-    rows = []
-    for k in found.largest():
-        fault = found.faults[k]
-        rows.append(
-            (
-                str(found.template[k]),
-                str(found.page[k]),
-                str(fault.site),
-                fault.fault,
-                value_change(fault_row(k + 1, fault)),
-            )
-        )
+    largest = [(k, found.faults[k]) for k in found.largest()]
+    rows = [
+        (found.template[k], found.page[k], fault.site, fault.fault, value_change(fault_row(k + 1, fault)))
+        for k, fault in largest
+    ]
     if rows:
         table("Largest changes", (">Template", ">Page", "Site", "Fault", "Value"), rows)
     used = len(set(found.template.tolist()))

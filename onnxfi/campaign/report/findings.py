@@ -407,11 +407,7 @@ def due_sentences(found: CampaignRates) -> Iterator[str]:
         yield f"No trial ended in a detected error (DUE), of {trials:,}."
         return
     causes = ", ".join(f"{cause} {count:,}" for cause, count in found.causes().items())
-    yield (
-        f"{n:,} of {trials:,} trials ended in a detected error (DUE): {causes}."
-        if causes
-        else (f"{n:,} of {trials:,} trials ended in a detected error (DUE).")
-    )
+    yield f"{n:,} of {trials:,} trials ended in a detected error (DUE){f': {causes}' if causes else ''}."
 
 
 def cost_sentences(found: CampaignRates) -> Iterator[str]:

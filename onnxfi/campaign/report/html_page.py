@@ -316,11 +316,9 @@ def _settings(one: CampaignRates, canary: Any, limits: dict[str, Any]) -> dict[s
     for name, value in sorted(one.campaign.items()):
         if value not in ([], "", None, False) and name not in ("strata", "output", one.campaign["design"]):
             shown[names.get(name, name)] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    for key in CONDITION_SAMPLERS:
-        if one.campaign["design"] == key:
-            shown[key] = ", ".join(f"{at:g}" for at in one.campaign[key])
-    if one.campaign["design"] == "ber":
-        shown["ber"] = ", ".join(f"{rate:g}" for rate in one.campaign["ber"])
+    key = one.campaign["design"]
+    if key in (*CONDITION_SAMPLERS, "ber"):
+        shown[key] = ", ".join(f"{rate:g}" for rate in one.campaign[key])
     if canary:
         shown["canary"] = f"seen in {canary['seen']}" + (
             f" after {', '.join(canary['unseen'])}" if canary["unseen"] else ""
