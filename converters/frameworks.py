@@ -28,11 +28,7 @@ class Framework:
 FRAMEWORKS: dict[str, Framework] = {
     f.name: f
     for f in (
-        Framework(
-            "torch",
-            {"torch": "torch", "onnxscript": "onnxscript"},
-            (".pt", ".pth", ".bin", ".safetensors"),
-        ),
+        Framework("torch", {"torch": "torch", "onnxscript": "onnxscript"}, (".pt", ".pth", ".bin", ".safetensors")),
         Framework("keras", {"keras": "keras", "tensorflow": "tensorflow", "tf2onnx": "tf2onnx"}, (".keras", ".h5")),
         Framework("tensorflow", {"tensorflow": "tensorflow", "tf2onnx": "tf2onnx"}),
         Framework("sklearn", {"sklearn": "scikit-learn", "skl2onnx": "skl2onnx"}),

@@ -89,11 +89,7 @@ def onnxfi_check(request: pytest.FixtureRequest) -> Check:
     marks = list(request.node.iter_markers("onnxfi"))
     defaults = {name: value for mark in reversed(marks) for name, value in mark.kwargs.items()}
 
-    def checked(
-        model: str | Path,
-        budget: str | Path | Budget,
-        **given: Any,
-    ) -> Outcome:
+    def checked(model: str | Path, budget: str | Path | Budget, **given: Any) -> Outcome:
         """Run the budget's campaign on the model.
 
         `baseline`, `store` and `workers` are those of `onnxfi.campaign.gate.check.check`; `allow_code` lets the budget

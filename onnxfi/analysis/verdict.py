@@ -33,10 +33,7 @@ class Verdict:
 
 
 def verdict(
-    counted: Census,
-    ranking: CampaignRates | None,
-    sweep: CampaignRates | None,
-    budget: FitBudget | None,
+    counted: Census, ranking: CampaignRates | None, sweep: CampaignRates | None, budget: FitBudget | None
 ) -> Verdict:
     """Return what the parts of an assessment say together."""
     lines: list[str] = []

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import (
-    CODE,
-    HARDWARE,
-    LINKS,
-    MEMORY,
-    NEURONS,
-    RUN,
-    SELECT,
-    STAGE,
-    given_flags,
-    hardware_fault,
-)
+from onnxfi.cli.options import CODE, HARDWARE, LINKS, MEMORY, NEURONS, RUN, SELECT, STAGE, given_flags, hardware_fault
 from onnxfi.cli.streams import STORE, SourceFile
 from onnxfi.cli.terminal import print_note
 

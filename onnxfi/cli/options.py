@@ -148,11 +148,7 @@ def verb(name: str, short_help: str, *parameters: Parameter) -> Callable[[Callab
 
 def hardware_fault(flags: Mapping[str, Any], *, given: bool) -> str | None:
     """Return the fault model that the flags of hardware describe, None if there is none."""
-    texts = {
-        "fault_map": "fault-map:file=",
-        "memory_layout": "memory:file=",
-        "array": "array:",
-    }
+    texts = {"fault_map": "fault-map:file=", "memory_layout": "memory:file=", "array": "array:"}
     named = [name for name in texts if flags.get(name) is not None]
     if len(named) + given > 1:
         flagged = " and ".join("--" + name.replace("_", "-") for name in [*named, *["fault"] * given])

@@ -19,12 +19,7 @@ _OPTIONS = (
 
 @verb("rowhammer", "Print which Rowhammer flips hit which weights of MODEL.", MODEL, *_OPTIONS, LINKS, JSON)
 def command(
-    model: Path,
-    templates: Path,
-    memory_layout: Path | None,
-    save_faults: Path | None,
-    allow_links: bool,
-    as_json: bool,
+    model: Path, templates: Path, memory_layout: Path | None, save_faults: Path | None, allow_links: bool, as_json: bool
 ) -> None:
     """Match the flips that a memory is known to have (page offset, bit, direction) against the stored bits of MODEL.
 

@@ -193,12 +193,7 @@ def _inside(i: Interval, scores: Scores) -> Interval:
 
 
 def allocate_groups(
-    sizes: Floats,
-    parents: Numbers,
-    seen: Moments,
-    groups: Numbers,
-    weights: Floats,
-    method: Method = "asymptotic",
+    sizes: Floats, parents: Numbers, seen: Moments, groups: Numbers, weights: Floats, method: Method = "asymptotic"
 ) -> Allocation:
     """Return the next allocation: draws go to groups by `weights` ([groups]), inside each as `allocate_round` does.
 

@@ -12,13 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.plan.generation_targets import (
-    check_agrees,
-    check_steps,
-    generation_rows,
-    generation_space,
-    timed,
-)
+from onnxfi.campaign.plan.generation_targets import check_agrees, check_steps, generation_rows, generation_space, timed
 from onnxfi.errors import EngineError, FaultListError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.faultlist import Header

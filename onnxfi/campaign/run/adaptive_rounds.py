@@ -352,10 +352,7 @@ def _write_round(
     d = draws
     store.insert("rounds", [(number, len(trials), d.half_width, d.variance, d.weight, d.below, d.above)])
     chances = zip(played.remaining.tolist(), played.probability.tolist(), strict=True)
-    store.insert(
-        "allocations",
-        ((number, s, int(left), chance) for s, (left, chance) in enumerate(chances)),
-    )
+    store.insert("allocations", ((number, s, int(left), chance) for s, (left, chance) in enumerate(chances)))
     columns = (column.tolist() for column in (d.stratum_remaining, d.remaining, d.probability, d.expected, d.baseline))
     store.insert(
         "draws",
