@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +74,17 @@ def choose(parts: Sequence[Sequence[Offer]], budget: Sequence[float], *, most_ex
         picks = _greedy(parts, budget)
     picks = _cheapest(parts, picks)
     remaining = sum(offers[k].remaining for offers, k in zip(parts, picks, strict=True))
-    bound = remaining if exact else min(remaining, _relaxed(parts, budget))
+    relaxed = None if exact else _solved(parts, budget, whole=False)
+    bound = remaining if exact else min(remaining, 0.0 if relaxed is None else relaxed[1])
     return Choice(tuple(picks), remaining, bound, exact)
 
 
-def _program(parts: Sequence[Sequence[Offer]], budget: Sequence[float]) -> tuple[Floats, Floats, Any, Any]:
-    """Return the objective, its scale, and the constraints: one offer a part, and the budget."""
+def _solved(parts: Sequence[Sequence[Offer]], budget: Sequence[float], *, whole: bool) -> tuple[Floats, float] | None:
+    """Return the shares of the offers that leave least, and what remains; None if they were not found in time.
+
+    One offer a part is taken within the budget: `whole` ones, or parts of several, which no choice can better.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
     offers = [offer for row in parts for offer in row]
@@ -88,42 +92,26 @@ def _program(parts: Sequence[Sequence[Offer]], budget: Sequence[float]) -> tuple
     scale = max(float(np.abs(value).max(initial=0.0)), 1e-300)
     of_part = np.repeat(np.arange(len(parts)), [len(row) for row in parts])
     once = csr_array((np.ones(len(offers)), (of_part, np.arange(len(offers)))), shape=(len(parts), len(offers)))
-    limited = [k for k, limit in enumerate(budget) if np.isfinite(limit)]
-    spent = np.array([[offer.costs[k] / max(budget[k], 1.0) for offer in offers] for k in limited])
-    limits = np.array([budget[k] / max(budget[k], 1.0) for k in limited])
-    return value / scale, np.array(scale), once, (spent.reshape(len(limited), len(offers)), limits)
+    rules = [LinearConstraint(once, 1, 1)]
+    for k, limit in enumerate(budget):
+        if np.isfinite(limit):
+            unit = max(limit, 1.0)
+            spent = np.array([[offer.costs[k] / unit for offer in offers]])
+            rules.append(LinearConstraint(spent, -np.inf, limit / unit))
+    options = {"mip_rel_gap": 0.0, "time_limit": _MOST_S}
+    kinds = np.full(len(offers), int(whole))
+    found = milp(value / scale, constraints=rules, integrality=kinds, bounds=Bounds(0, 1), options=options)
+    return None if found.status != 0 or found.x is None else (found.x, float(found.fun * scale))
 
 
 def _exact(parts: Sequence[Sequence[Offer]], budget: Sequence[float]) -> list[int] | None:
     """Return the best choice; None if it was not found in time."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    value, _, once, (spent, limits) = _program(parts, budget)
-    rules = [LinearConstraint(once, 1, 1)]
-    if len(limits):
-        rules.append(LinearConstraint(spent, -np.inf, limits))
-    options = {"mip_rel_gap": 0.0, "time_limit": _MOST_S}
-    found = milp(value, constraints=rules, integrality=np.ones(len(value)), bounds=Bounds(0, 1), options=options)
-    if found.status != 0 or found.x is None:
+    found = _solved(parts, budget, whole=True)
+    if found is None:
         return None
-    picks, start = [], 0
-    for row in parts:
-        picks.append(int(np.argmax(found.x[start : start + len(row)])))
-        start += len(row)
+    ends = np.cumsum([len(row) for row in parts])[:-1]
+    picks = [int(np.argmax(shares)) for shares in np.split(found[0], ends)]
     return picks if _fits(parts, picks, budget) else None
-
-
-def _relaxed(parts: Sequence[Sequence[Offer]], budget: Sequence[float]) -> float:
-    """Return the least that could remain if offers could be taken in parts: no choice is better."""
-    from scipy.optimize import linprog
-
-    value, scale, once, (spent, limits) = _program(parts, budget)
-    some = bool(len(limits))
-    found = linprog(
-        value, A_ub=spent if some else None, b_ub=limits if some else None, A_eq=once, b_eq=np.ones(len(parts)),
-        bounds=(0, 1),
-    )  # fmt: skip
-    return float(found.fun * scale) if found.status == 0 else 0.0
 
 
 def _greedy(parts: Sequence[Sequence[Offer]], budget: Sequence[float]) -> list[int]:

@@ -135,7 +135,7 @@ class OutcomeTable:
         return found | {f"by_{by}": self.rows(by) for by in ("layer", "bit")}
 
 
-def write_outcome_table(path: str | Path, table: OutcomeTable) -> Path:
+def write_outcome_table(path: str | Path, table: OutcomeTable, *, compressed: bool = True) -> Path:
     """Write an outcome table; the file appears whole or not at all."""
     file = Path(path)
     tensors = [{"id": t.id, "layer": t.layer, "dtype": t.dtype, "bits": t.bits} for t in table.tensors]
@@ -149,7 +149,7 @@ def write_outcome_table(path: str | Path, table: OutcomeTable) -> Path:
             arrays[f"{number}.{column}"] = np.ascontiguousarray(planes.transpose(2, 0, 1))
     check_output_files(None, [file], copy=False)
     with atomic_files([file]) as (stream,):
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
+        (np.savez_compressed if compressed else np.savez)(stream, allow_pickle=False, **arrays)
     return file
 
 
@@ -200,20 +200,11 @@ def _whole(planes: NDArray[np.uint8]) -> Counts:
 
 
 def save_part(path: Path, table: TensorTable, done: int = 0) -> None:
-    """Keep the table of one tensor, of which so many faults are done."""
-    head = {"id": table.id, "layer": table.layer, "dtype": table.dtype, "bits": table.bits, "done": done}
-    draft = path.with_suffix(".tmp")
-    with draft.open("wb") as stream:
-        np.savez(
-            stream, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **{c: getattr(table, c) for c in COLUMNS}
-        )
-    draft.replace(path)
+    """Keep the table of one tensor, of which so many faults are done; uncompressed, since that takes less time."""
+    write_outcome_table(path, OutcomeTable({"version": VERSION, "done": done}, (table,)), compressed=False)
 
 
 def load_part(path: Path) -> tuple[TensorTable, int]:
     """Return a kept table, and how many of its faults are done."""
-    with np.load(path) as kept:
-        head: dict[str, Any] = json.loads(kept["head"].tobytes())
-        head["bits"] = tuple(head["bits"])
-        done = head.pop("done")
-        return TensorTable(**head, **{c: kept[c] for c in COLUMNS}), done
+    kept = read_outcome_table(path)
+    return kept.tensors[0], int(kept.header["done"])
