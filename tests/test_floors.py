@@ -419,7 +419,6 @@ TESTED_WITH = {
     "cli/plan_protection.py": "analysis/planner/test_plan_protection.py",
     "cli/verify.py": "cli/test_integrity.py",
     "graph/protection/alarms.py": "graph/protection/test_redundant_layers.py",
-    "graph/protection/registry.py": "graph/protection/test_range_restriction.py",
     "protection/coded_memory.py": "protection/test_memory_codes.py",
     "protection/protection.py": "protection/test_protect.py",
     "protection/protections.py": "protection/test_protect.py",

@@ -28,12 +28,10 @@ from onnxfi.graph.model.neuron_table import NEURON_TABLE_KEY, read_neuron_table
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.passes.graph_edit import GraphEdit, redirect_node
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.spiking.detect_neurons import SpikingLayer, Step, Variable, find_spiking_layers
+from onnxfi.graph.spiking.detect_neurons import SpikingLayer, Step, Variable
 
 if TYPE_CHECKING:
     import onnx
-
-    from onnxfi.graph.model.loading import Model
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ class ExposeNeurons(ModelPass[None]):
 
     layers: tuple[SpikingLayer, ...]
     name = "expose-neurons"
-    again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Raise ModelError for a model whose neurons are exposed already, and for layers of unknown shape."""
@@ -83,12 +80,6 @@ class ExposeNeurons(ModelPass[None]):
             for weight in row["words"].values():
                 if weight not in stored:
                     raise PassError(f"the pass {self.name!r} breaks its contract: {weight!r} is not stored")
-
-    @classmethod
-    def neutral(cls, model: Model) -> ExposeNeurons | None:
-        """Return the pass for the layers that are detected by pattern."""
-        layers = () if read_neuron_table(model.proto) else find_spiking_layers(model).layers
-        return cls(layers) if layers and all(layer.shape is not None for layer in layers) else None
 
 
 class _LayerEdit(GraphEdit):

@@ -22,7 +22,6 @@ from onnxfi.graph.passes.model_pass import ModelPass
 if TYPE_CHECKING:
     import onnx
 
-    from onnxfi.graph.model.loading import Model
 
 #: Numbers of the formats of thresholds, leaks and weights: float32, float16, float64, bfloat16, int8, uint8.
 _NUMBERS = frozenset((1, 10, 11, 16, 3, 2))
@@ -44,7 +43,6 @@ class ExposeReads(ModelPass[None]):
     """
 
     name = "expose-reads"
-    again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Raise ModelError for a model whose neurons are not exposed, and for one whose reads are."""
@@ -82,11 +80,6 @@ class ExposeReads(ModelPass[None]):
         """Check that some step reads something of its own."""
         if not step_reads(after):
             raise PassError(f"the pass {self.name!r} found no tensor that several steps read")
-
-    @classmethod
-    def neutral(cls, model: Model) -> ExposeReads | None:
-        """Return the pass for a model with exposed neurons."""
-        return cls() if read_neuron_table(model.proto) and not step_reads(model.proto) else None
 
 
 def _path(row: Mapping[str, Any]) -> str:

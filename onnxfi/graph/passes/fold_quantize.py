@@ -33,7 +33,6 @@ class FoldQuantize(ModelPass[tuple[str, ...]]):
 
     folder: Path | None = None
     name = "fold-quantize"
-    again = "unchanged"
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Store the integers of each weight, and drop its QuantizeLinear."""
@@ -46,12 +45,6 @@ class FoldQuantize(ModelPass[tuple[str, ...]]):
                 proto.graph.node.remove(node)
         _drop_unused(proto.graph, read)
         return tuple(folded)
-
-    @classmethod
-    def neutral(cls, model: Model) -> FoldQuantize | None:
-        """Return the pass for a model that has such weights."""
-        folder = None if model.path is None else model.path.parent
-        return cls(folder) if any(True for _ in _quantised_weights(parse(model).graph)) else None
 
 
 def fold_weight_quantize(model: Model) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.sites import LAST_STEP
 from onnxfi.faults.words import Mask, Word
-from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.passes.bit_arithmetic import body_for, plane_values, planes
 from onnxfi.graph.passes.fault_operators import (
     DOMAIN,
@@ -36,7 +36,6 @@ from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of, tens
 if TYPE_CHECKING:
     import onnx
 
-    from onnxfi.graph.model.loading import Model
 
 _STEPS = ("first", "last")
 
@@ -112,7 +111,6 @@ class ArmFaults(ModelPass[Armed]):
     body: str = "auto"
     values: bool = False
     name = "arm-faults"
-    again = "added"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Raise an error for formats whose words (with `values`: numbers) no operator can change."""
@@ -142,12 +140,6 @@ class ArmFaults(ModelPass[Armed]):
             table.key, table.value = f"{armed.prefix}.sites", json.dumps(rows)
         return armed
 
-    @classmethod
-    def neutral(cls, model: Model) -> ArmFaults | None:
-        """Return the pass for all activations that an operator can change."""
-        sites = _injectable(model)
-        return cls(sites) if sites else None
-
 
 def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "auto", values: bool = False) -> Armed:
     """Return a copy of a model with an armed operator after each of these tensors (see `ArmFaults`).
@@ -156,13 +148,6 @@ def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "aut
     whose numbers cannot be changed.
     """
     return ArmFaults(tuple(sites), body, values).run(proto)[1]
-
-
-def _injectable(model: Model) -> tuple[Activation, ...]:
-    """Return the activations that an operator can change at the opset of a model."""
-    rows = check_word_formats(activations(model), opset_of(model.proto))
-    outputs = {o.name for o in model.proto.graph.output}
-    return tuple(a for a in rows if not a.unsupported_reason and not (a.target.kind == "input" and a.name in outputs))
 
 
 def _row(number: int, a: Activation) -> dict[str, object]:
@@ -185,7 +170,6 @@ class BakeFaults(ModelPass[None]):
     body: str = "auto"
     inline: bool = False
     name = "bake-faults"
-    again = "added"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Raise FaultError for samples and steps of activations without these, and for faults that do not fit."""
@@ -216,13 +200,6 @@ class BakeFaults(ModelPass[None]):
             library.write()
         if self.inline:
             _inline_functions(proto)
-
-    @classmethod
-    def neutral(cls, model: Model) -> BakeFaults | None:
-        """Return the pass with masks that keep every bit, in the first element of all activations."""
-        sites = [a for a in _injectable(model) if not a.shape_known or a.target.size]
-        faults = tuple(ActivationFault(a, 0, Mask(a.target.word.full, 0)) for a in sites)
-        return cls(faults) if faults else None
 
 
 def bake(

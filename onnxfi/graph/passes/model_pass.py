@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar, final
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, final
 
 from onnxfi.errors import ModelError, PassError
 
 if TYPE_CHECKING:
-    from typing import Self
-
     import onnx
 
-    from onnxfi.graph.model.loading import Model
 
 Result = TypeVar("Result")
 #: Bytes that protobuf serialises at most.
@@ -27,8 +24,7 @@ _LARGEST_BYTES = (1 << 31) - 1
 class ModelPass(ABC, Generic[Result]):
     """A function from a model to a model, with the same outputs where its parameters are neutral.
 
-    A subclass is a frozen dataclass of parameters. It has a `name`, and in `again` its effect on its own result:
-    `refused` with ModelError, `unchanged`, or `added` (the edit is made again).
+    A subclass is a frozen dataclass of parameters, with a `name`.
 
     Every pass keeps the inputs and outputs of a model, their order and types; new ones come after them, and new inputs
     have defaults. It keeps opsets, the names of tensors, and the location of external data. `run` raises PassError
@@ -42,22 +38,16 @@ class ModelPass(ABC, Generic[Result]):
     ... class RenameGraph(ModelPass[str]):
     ...     title: str
     ...     name = "rename-graph"
-    ...     again = "unchanged"
     ...
     ...     def apply(self, proto):
     ...         before, proto.graph.name = proto.graph.name, self.title
     ...         return before
-    ...
-    ...     @classmethod
-    ...     def neutral(cls, model):
-    ...         return cls("another")
     >>> made, before = RenameGraph("faulty").run(parse(load("models/fashion_cnn.onnx")))
     >>> made.graph.name
     'faulty'
     """
 
     name: ClassVar[str]
-    again: ClassVar[Literal["refused", "unchanged", "added"]]
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Raise ModelError if the pass cannot be applied to a model.
@@ -74,14 +64,6 @@ class ModelPass(ABC, Generic[Result]):
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         """Raise PassError if the edited model breaks what this pass promises beyond the contract of every pass."""
-
-    @classmethod
-    @abstractmethod
-    def neutral(cls, model: Model) -> Self | None:
-        """Return the pass with parameters under which this model keeps its outputs bit for bit.
-
-        None if the pass finds nothing to do in the model.
-        """
 
     @final
     def run(self, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Result]:

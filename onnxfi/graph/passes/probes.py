@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxfi.graph.dataflow.activation_targets import activations
-from onnxfi.graph.model.graph_index import GraphIndex, all_nodes, node_labels
+from onnxfi.graph.model.graph_index import GraphIndex, node_labels
 from onnxfi.graph.passes.graph_edit import FreeNames, add_loop_state
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of
@@ -17,7 +16,6 @@ from onnxfi.graph.passes.node_builder import NUMBER, NodeBuilder, opset_of
 if TYPE_CHECKING:
     import onnx
 
-    from onnxfi.graph.model.loading import Model
 
 #: Operators whose bodies run many times, and the opset from which a Scan is written as it is today.
 LOOPS = ("Loop", "Scan")
@@ -32,7 +30,6 @@ class CountIterations(ModelPass[dict[str, str]]):
     """
 
     name = "count-iterations"
-    again = "added"
 
     def apply(self, proto: onnx.ModelProto) -> dict[str, str]:
         """Add an output for each loop."""
@@ -45,12 +42,6 @@ class CountIterations(ModelPass[dict[str, str]]):
             proto.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], []))
         around = {path: max((p for p in found if path.startswith(p)), key=len, default="") for path in paths}
         return {path: found[loop] for path, loop in around.items() if loop}
-
-    @classmethod
-    def neutral(cls, model: Model) -> CountIterations | None:
-        """Return the pass for a model that has loops."""
-        looped = any(node.op_type in LOOPS for node in all_nodes(model.proto.graph.node))
-        return cls() if looped and opset_of(model.proto) >= _LEAST_OPSET else None
 
 
 class _Counters:
@@ -124,7 +115,6 @@ class OutputShapes(ModelPass[dict[ScopedName, str]]):
 
     ranks: Mapping[ScopedName, int | None]
     name = "output-shapes"
-    again = "added"
 
     def apply(self, proto: onnx.ModelProto) -> dict[ScopedName, str]:
         """Add an output for each tensor that is found."""
@@ -133,15 +123,6 @@ class OutputShapes(ModelPass[dict[ScopedName, str]]):
         for place, (name, loops) in found.items():
             proto.graph.output.append(shapes.declaration(name, place, loops))
         return {place: name for place, (name, _) in found.items()}
-
-    @classmethod
-    def neutral(cls, model: Model) -> OutputShapes | None:
-        """Return the pass for all activations but those in inner loops, whose number of iterations may vary."""
-        loops = {scope.path: sum(node.op in LOOPS for node in scope.enclosing) for scope in model.index.graphs}
-        rows = [
-            a for a in activations(model) if a.target.kind != "input" and not a.unsupported_reason and loops[a.path] < 2
-        ]
-        return cls({(a.path, a.name): None if a.dims is None else len(a.dims) for a in rows}) if rows else None
 
 
 class _Shapes:

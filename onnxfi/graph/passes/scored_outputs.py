@@ -41,7 +41,6 @@ class CountSpikes(ModelPass[str]):
     output: str | None = None
     axis: int = 0
     name = "count-spikes"
-    again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Raise ModelError for an output that does not exist, is ambiguous, or lacks the axis."""
@@ -87,15 +86,6 @@ class CountSpikes(ModelPass[str]):
             raise ModelError(f"{what} be spikes over time; name one with --output: {', '.join(stacked or ranks)}")
         return stacked[0], ranks[stacked[0]]
 
-    @classmethod
-    def neutral(cls, model: Model) -> CountSpikes | None:
-        """Return the pass for the first output of numbers that has an axis."""
-        for value in infer_types(model.proto).graph.output:
-            kind = value.type.tensor_type
-            if kind.elem_type in (1, 7, 9, 10, 11) and kind.HasField("shape") and kind.shape.dim:
-                return cls(text(value.name), 0)
-        return None
-
 
 def spike_count_output(proto: onnx.ModelProto) -> str:
     """Return the output of counts of a model in which spikes are counted."""
@@ -124,7 +114,6 @@ class MapScores(ModelPass[Mapping[str, str]]):
     """
 
     name = "map-scores"
-    again = "unchanged"
 
     def apply(self, proto: onnx.ModelProto) -> Mapping[str, str]:
         """Add the outputs that are not there yet."""
@@ -137,11 +126,6 @@ class MapScores(ModelPass[Mapping[str, str]]):
             if name not in known:
                 proto.graph.output.append(helper.make_tensor_value_info(name, kinds.get(name) or _FLOAT, [None, None]))
         return found
-
-    @classmethod
-    def neutral(cls, model: Model) -> MapScores | None:
-        """Return the pass where there is an output of maps."""
-        return cls() if score_outputs(model.proto) else None
 
 
 def score_outputs(proto: onnx.ModelProto) -> dict[str, str]:

@@ -36,7 +36,6 @@ from onnxfi.graph.protection.range_restriction import restrictable
 from onnxfi.graph.protection.reach import stored_in_reach
 from onnxfi.graph.protection.redundant_layers import (
     COMPUTING,
-    LEAST_OPSET,
     Layer,
     check_layers,
     edits_of,
@@ -55,7 +54,6 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
     layers: tuple[Layer, ...]
     folder: Path | None = None
     name = "check-layers"
-    again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Refuse layers that do not exist, or that have no checksum."""
@@ -79,12 +77,6 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
             edit.put_behind(at, g.nodes)
         add_alarm(proto, flags)
         return tuple(layer.id for layer in self.layers)
-
-    @classmethod
-    def neutral(cls, model: Model) -> CheckLayers | None:
-        """Return the pass for all layers that have a checksum."""
-        layers = checkable(model) if opset_of(model.proto) >= LEAST_OPSET else ()
-        return cls(layers, None if model.path is None else model.path.parent) if layers else None
 
 
 def checkable(model: Model) -> tuple[Layer, ...]:

@@ -16,8 +16,7 @@ import numpy as np
 
 from onnxfi.errors import ModelError, closest
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.model.loading import Model
+from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.node_builder import NodeBuilder, opset_of
@@ -94,11 +93,6 @@ class Restricted:
         return self.path + self.name
 
     @classmethod
-    def unbounded(cls, a: Activation) -> Restricted:
-        """Return an activation with the range of its format as bounds."""
-        return cls.of(a, None if a.dims is None else len(a.dims), Bounds.of_format(a.target.dtype))
-
-    @classmethod
     def of(cls, a: Activation, rank: int | None, bounds: Bounds) -> Restricted:
         """Return an activation with these bounds."""
         return cls(a.name, a.target.dtype, rank, bounds, a.path)
@@ -124,7 +118,6 @@ class _BetweenReaders(ModelPass[tuple[str, ...]]):
     """
 
     tensors: tuple[Restricted, ...]
-    again = "refused"
     kind: ClassVar[str]
     suffix: ClassVar[str]
 
@@ -158,14 +151,6 @@ class _BetweenReaders(ModelPass[tuple[str, ...]]):
     def unbounded(self) -> Self:
         """Return the same pass with the range of each format as bounds, which inserts the same operators."""
         return replace(self, tensors=tuple(replace(t, bounds=t.bounds.unbounded(t.dtype)) for t in self.tensors))
-
-    @classmethod
-    def neutral(cls, model: Model) -> Self | None:
-        """Return the pass with the range of each format as bounds."""
-        if opset_of(model.proto) < LEAST_OPSET:
-            return None
-        tensors = tuple(Restricted.unbounded(a) for a in activations(model) if restrictable(a))
-        return cls(tensors) if tensors else None
 
 
 @dataclass(frozen=True)

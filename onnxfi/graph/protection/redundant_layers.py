@@ -76,7 +76,6 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
     layers: tuple[Layer, ...]
     copies: Literal[2, 3] = 2
     name = "repeat-layers"
-    again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Refuse layers that do not exist or cannot be copied."""
@@ -131,12 +130,6 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
             add_alarm(proto, flags)
         return tuple(layer.id for layer in self.layers)
 
-    @classmethod
-    def neutral(cls, model: Model) -> RepeatLayers | None:
-        """Return the pass for all computing layers."""
-        layers = tuple(Layer.of(a) for a in _copyable(model)) if opset_of(model.proto) >= LEAST_OPSET else ()
-        return cls(layers) if layers else None
-
 
 _KINDS: Mapping[int, str] = {2: "duplicate", 3: "triplicate"}
 #: Formats that Max and Min take in ONNX Runtime.
@@ -176,10 +169,6 @@ def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[str, onnx.NodeProto], i
         return None
 
     return guarded
-
-
-def _copyable(model: Model) -> list[Activation]:
-    return [a for a in activations(model) if restrictable(a) and a.target.op in COMPUTING and not a.quantized]
 
 
 def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, ...]:

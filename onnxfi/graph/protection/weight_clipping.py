@@ -65,7 +65,6 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
 
     weights: tuple[WeightRange, ...]
     name = "clip-weights"
-    again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
         """Refuse weights that do not exist, and a model that has this already."""
@@ -87,12 +86,6 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
                 g.nodes[-1].name = names.new(f"onnxfi/clip-weights/{weight.id}")
                 edit.put_behind(edit.maker.get(weight.name, -1), g.nodes)
         return tuple(weight.id for weight in self.weights)
-
-    @classmethod
-    def neutral(cls, model: Model) -> ClipWeights | None:
-        """Return the pass for all weights, which lie in their own range."""
-        weights = find_weights(model) if opset_of(model.proto) >= LEAST_OPSET else ()
-        return cls(weights) if weights else None
 
 
 def find_weights(model: Model) -> tuple[WeightRange, ...]:

@@ -20,17 +20,14 @@ from pass_contract import (
     check,
     external,
 )
+from pass_rules import EVERY_PASS, RULES, passes_of_onnxfi
 
 from onnxfi.errors import EngineError, PassError
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
-from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.passes.registry import model_passes
 from onnxfi.graph.protection.range_restriction import restrictable
-from onnxfi.graph.protection.registry import protection_passes
-
-EVERY_PASS = {**model_passes(), **protection_passes()}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,12 @@ def test_a_neutral_pass_keeps_what_a_model_is(name: str, source: Source) -> None
 
 @pytest.mark.parametrize("name", EVERY_PASS)
 def test_some_model_exercises_every_pass(name: str, tmp_path: Path) -> None:
-    assert any(EVERY_PASS[name].neutral(make(tmp_path)) is not None for make in SOURCES.values())
+    neutral, _ = RULES[EVERY_PASS[name]]
+    assert any(neutral(make(tmp_path)) is not None for make in SOURCES.values())
+
+
+def test_every_pass_has_rules() -> None:
+    assert set(passes_of_onnxfi()) == set(RULES)
 
 
 def node_tests() -> Iterator[tuple[str, onnx.ModelProto, Arrays]]:
@@ -90,7 +92,7 @@ def test_passes_keep_the_node_tests_of_onnx() -> None:
             continue
         plain = holds_only_plain_numbers(source)
         for name, one in EVERY_PASS.items():
-            if name in protection_passes() and not plain:
+            if "protection" in one.__module__ and not plain:
                 continue
             try:
                 checked[name] = checked.get(name, 0) + check(one, source)
@@ -109,14 +111,9 @@ class Careless(ModelPass[None]):
 
     edit: Callable[[onnx.ModelProto], object]
     name = "careless"
-    again = "unchanged"
 
     def apply(self, proto: onnx.ModelProto) -> None:
         self.edit(proto)
-
-    @classmethod
-    def neutral(cls, model: Model) -> Careless | None:
-        return None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from armed_models import armed_and_baked, named, parsed
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
+from pass_rules import shaped
 
 from onnxfi.errors import SelectorError
 from onnxfi.faults.words import Mask
@@ -132,7 +133,7 @@ def test_a_branch_that_does_not_run_gives_minus_one(taken: bool) -> None:
 @pytest.mark.parametrize("file", ["fashion_cnn", "fashion_cnn_int8_qdq"])
 def test_the_shapes_of_a_shipped_model_are_those_that_it_declares(file: str) -> None:
     model = load(Path("models") / f"{file}.onnx")
-    probe = OutputShapes.neutral(model)
+    probe = shaped(model)
     assert probe is not None and len(probe.ranks) > 5
     probed, names = probe.run(parse(model))
     assert names.keys() == probe.ranks.keys() and len(set(names.values())) == len(names)
