@@ -187,13 +187,6 @@ class Faults(Sequence[Fault]):
         return Faults(self.targets, sites, models, before, after, real_values=reals)
 
     @cached_property
-    def changed_count(self) -> int:
-        """Number of faults that changed their word when they were applied."""
-        if self.before is None or self.after is None:
-            return 0
-        return int(np.count_nonzero(self.before != self.after))
-
-    @cached_property
     def word_count(self) -> int:
         """Number of different words that have faults."""
         return int(np.unique(np.stack([self.sites.target, self.sites.index]), axis=1).shape[1])

@@ -97,10 +97,6 @@ class SpikingLayer:
         """The number of neurons of a sample; None if the shape is open."""
         return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
 
-    def variable(self, name: str) -> Variable | None:
-        """Return a parameter by its name: threshold, leak, synaptic or refractory."""
-        return next((v for v in self.variables if v.name == name), None)
-
 
 @dataclass(frozen=True)
 class SpikingLayers:

@@ -18,7 +18,7 @@ import numpy as np
 from onnxfi.errors import InputError
 from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Session
-from onnxfi.runtime.generation.cache_ports import CacheTensor, check_sizes, is_past, is_present, match_cache
+from onnxfi.runtime.generation.cache_ports import CacheTensor, is_past, is_present, match_cache
 
 #: The input of prompts of tokens.
 PROMPTS = "input_ids"
@@ -115,11 +115,6 @@ class DecoderStage:
         return any(port.name == name for port in self.session.inputs)
 
     @property
-    def merged(self) -> bool:
-        """True for a merged decoder, whose branches are the two decoders."""
-        return self.has(_BRANCH)
-
-    @property
     def takes_encoded(self) -> bool:
         """True for the decoder of an encoder."""
         return self.has(_ENCODED) or self.has(_ENCODED_MASK) or any(one.cross for one in self.cache)
@@ -135,10 +130,6 @@ class DecoderStage:
         shape = next(port.shape for port in self.session.outputs if port.name == self.logits)
         last = shape[-1] if shape else None
         return last if isinstance(last, int) else None
-
-    def check_alone(self) -> None:
-        """Refuse a cache that could not be made empty for the run of the prompt."""
-        check_sizes(self.cache, self.where)
 
     def feeds(
         self, tokens: Array, past: Mapping[str, Array], seen: int, encoded: Array | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from onnxfi.errors import DataError, EngineError, InputError
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
+from onnxfi.runtime.generation.cache_ports import check_sizes
 from onnxfi.runtime.generation.decoder_stages import PROMPTS, DecoderStage, EncodedPrompts, EncoderStage, Part, part_of
 from onnxfi.runtime.generation.greedy_loop import (
     NO_TOKEN,
@@ -221,7 +222,7 @@ def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part, encode
                 "prefix needs a decoder that takes many tokens behind a cache; leave it out beside prefill=FILE"
             )
     else:
-        decode.check_alone()
+        check_sizes(decode.cache, decode.where)
     encoder = None
     if Part.ENCODER in sessions:
         kept = None if own is Part.ENCODER else encoded

@@ -21,11 +21,9 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxfi.errors import InputError, closest
 from onnxfi.runtime.engine.ports import Array
-from onnxfi.tasks.answers import AnswerPair, Flags, float64, share, softmax
+from onnxfi.tasks.answers import AnswerPair, Flags, float64, share
 from onnxfi.tasks.class_scores import class_misfit, class_output, reading
 from onnxfi.tasks.kinds.class_numbers import CLASS_NUMBERS, balanced
 from onnxfi.tasks.kinds.deviation import DEVIATIONS
@@ -118,8 +116,6 @@ def class_masked(pair: AnswerPair) -> Flags:
 
 
 KINDS = ("auto", "logits", "probabilities", "counts")
-
-
 #: Spike counts are no larger than the time steps; scores that are whole numbers beyond this are taken for logits.
 _MOST_SPIKES = 1024
 
@@ -141,20 +137,6 @@ def score_kind(golden: Array) -> str:
         if (np.abs(scores.sum(axis=1) - 1) <= 0.01).all():
             return "probabilities"
         return "counts" if ((scores <= _MOST_SPIKES) & (scores == np.floor(scores))).all() else "logits"
-
-
-def probabilities(scores: Array, kind: str = "auto") -> NDArray[np.float64]:
-    """Return the values that score shifts compare: the softmax of logits; probabilities and spike counts as they are.
-
-    Shape [N, classes]. Rows with a NaN stay NaN; where infinities are highest they share the whole.
-
-    >>> probabilities(np.array([[0.0, 0.0, -np.inf], [np.inf, 0.0, 0.0]]), "logits").tolist()
-    [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
-    """
-    if kind not in KINDS:
-        raise InputError(f"no kind of scores {kind!r}{closest(kind, KINDS)}")
-    values = float64(scores)
-    return softmax(values) if (score_kind(scores) if kind == "auto" else kind) == "logits" else values
 
 
 def balanced_accuracy(pair: AnswerPair) -> float:
