@@ -21,7 +21,8 @@ from onnxfi.description import parse_json, read_bytes
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector, Target
 from onnxfi.graph.model.byte_source import quoted
-from onnxfi.graph.model.loading import Model, ModelLike, load, tensors_in
+from onnxfi.graph.model.external_data import tensors_in
+from onnxfi.graph.model.loading import Model, ModelLike, load
 from onnxfi.graph.write.output_file import atomic_files
 
 FORMAT, VERSION = "onnxfi-manifest", 1

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import OutputError
-from onnxfi.graph.model.loading import Model, tensors_in
+from onnxfi.graph.model.external_data import tensors_in
+from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
 
 if TYPE_CHECKING:

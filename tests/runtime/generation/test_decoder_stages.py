@@ -22,7 +22,7 @@ def test_the_part_follows_from_inputs_and_outputs() -> None:
 def test_a_merged_decoder_is_fed_its_branch() -> None:
     stage = DecoderStage.of(ENGINE.prepare(tiny.merged().SerializeToString()), "it")
     first, later = (stage.feeds(np.array([1]), stage.empty(), seen)["use_cache_branch"].tolist() for seen in (0, 4))
-    assert stage.merged and (first, later) == ([False], [True])
+    assert stage.has("use_cache_branch") and (first, later) == ([False], [True])
     assert stage.feeds(np.array([1, 2]), stage.empty(), 4)["position_ids"].tolist() == [[4, 5]]
 
 
