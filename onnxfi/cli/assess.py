@@ -28,17 +28,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-@verb(
-    "assess",
-    "Assess MODEL in minutes: what breaks, where, how sure.",
-    MODEL,
-    *SELECT,
-    *RUN,
-    *_OPTIONS,
-    LINKS,
-    CODE,
-    JSON,
-)
+@verb("assess", "Assess MODEL in minutes: what breaks, where, how sure.", MODEL, *SELECT, *RUN, *_OPTIONS, LINKS, CODE, JSON)  # fmt: skip
 def command(
     model: Path, time_s: float, environment: Path | None, out: Path | None, workers: int | None, as_json: bool, allow_code: bool, **flags: Any
 ) -> None:  # fmt: skip

@@ -59,17 +59,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-@verb(
-    "inject",
-    "Inject faults into MODEL and write the faulty model.",
-    PIPELINE,
-    *_OPTIONS,
-    *RUN,
-    STAGE,
-    LINKS,
-    CODE,
-    JSON,
-)
+@verb("inject", "Inject faults into MODEL and write the faulty model.", PIPELINE, *_OPTIONS, *RUN, STAGE, LINKS, CODE, JSON)  # fmt: skip
 def command(model: Path, as_json: bool, **flags: Any) -> None:
     """Inject faults into MODEL and write the faulty model; with --data, run both and compare their metrics.
 

@@ -170,11 +170,7 @@ def _print(done: Instrumented) -> None:
     else:
         rows = [
             (
-                row["site"],
-                row["target"],
-                row["op"],
-                row["layer"],
-                row["dtype"],
+                *(row[key] for key in ("site", "target", "op", "layer", "dtype")),
                 shape_text(row["shape"]),
                 row["loop"] or "",
             )

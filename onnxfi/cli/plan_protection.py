@@ -49,16 +49,8 @@ def command(
     from onnxfi.analysis.planner.plan_protection import plan_protection
 
     found = plan_protection(
-        stores,
-        budget,
-        protections,
-        data=data,
-        rate=rate,
-        exclude=exclude,
-        out=out,
-        workers=workers,
-        allow_code=allow_code,
-    )
+        stores, budget, protections, data=data, rate=rate, exclude=exclude, out=out, workers=workers, allow_code=allow_code
+    )  # fmt: skip
     if as_json:
         print_json(found.document())
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,6 @@ from onnxfi.cli.terminal import count, number, print_json, print_line, print_not
 if TYPE_CHECKING:
     from onnxfi.runtime.quantize.quantize import Quantised
     from onnxfi.tasks.evaluation import Evaluation
-
-_RECIPE_FIELDS = (
-    "format",
-    "weights",
-    "activations",
-    "per_channel",
-    "calibration",
-    "calibration_samples",
-    "block",
-    "exclude",
-    "opset",
-)
-
 
 _OPTIONS = (
     click.option("--mode", required=True, metavar="MODE", help="Mode: static, dynamic, weight-only, fp16 or bf16; int8 is dynamic with --per-channel, int4 weight-only."),
@@ -63,7 +51,7 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
         options.refuse_flags(options.RUN_PARAMETERS, "without --data, as nothing is run")
     if mode != "static":
         options.refuse_flags(("calibration_samples",), f"in mode {mode}")
-    recipe = QuantisationRecipe(mode, **{name: flags[name] for name in _RECIPE_FIELDS})
+    recipe = QuantisationRecipe(mode, **{field.name: flags[field.name] for field in fields(QuantisationRecipe)[1:]})
     opened = load(model, allow_links=allow_links)
     data = evaluated = golden = after = None
     if flags["data"] is not None:

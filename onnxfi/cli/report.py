@@ -346,20 +346,9 @@ def _adaptive_lines(found: Report, look: Look) -> Iterator[str]:
 #: Lines of a ranking, at least.
 _FEWEST_RANKED = 10
 _CLASSES = (
-    *(
-        "Layer",
-        ">Faults",
-        ">Injections",
-        ">Fully masked",
-        ">SDC-1 (silent)",
-        ">0-5 %",
-        ">5-10 %",
-        ">10-20 %",
-        ">from 20 %",
-        ">DUE",
-    ),
-    *(">Faulty top-1", ">Golden top-1"),
-)
+    "Layer", ">Faults", ">Injections", ">Fully masked", ">SDC-1 (silent)", ">0-5 %", ">5-10 %", ">10-20 %", ">from 20 %",
+    ">DUE", ">Faulty top-1", ">Golden top-1",
+)  # fmt: skip
 
 
 def _columns(task: Task, folds: Sequence[Fold]) -> tuple[Metric, ...]:

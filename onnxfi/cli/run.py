@@ -70,11 +70,11 @@ def command(
     onnxfi run model.onnx --data images.npz --exhaustive --outcomes class -o model.classes.npz
     onnxfi run campaign.yaml
     """
-    from onnxfi.campaign.workers.process_pool import SpareProcess
+    from onnxfi.campaign.workers.process_pool import spare_process
 
     began = time.monotonic()
     own = workers != 0 and scheduler is None and local_cluster is None
-    with SpareProcess() if own else nullcontext() as spare:
+    with spare_process() if own else nullcontext() as spare:
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.run.runner import default_store, run
         from onnxfi.campaign.workers.dask_executor import cluster

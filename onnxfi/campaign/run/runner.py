@@ -30,7 +30,7 @@ from onnxfi.campaign.run.trial_limits import TrialLimits, memory_limit
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.workers.dask_executor import Cluster
-from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
+from onnxfi.campaign.workers.process_pool import ProcessPool, WorkerProcess, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
     CanaryCheck,
     RunningBatches,
@@ -121,15 +121,15 @@ def run(
     worker_memory_bytes: int | None = None,
     golden: Callable[[TrialExecutor], tuple[GoldenRun, float]] | None = None,
     progress: OnProgress | None = None,
-    spare: SpareProcess | None = None,
+    spare: list[WorkerProcess] | None = None,
 ) -> Running:
     """Run a campaign; its results are written to a store, and returned one by one.
 
     An existing store of the same campaign is resumed, or extended if the campaign has more trials or other rates.
     `onnxfi.run` describes arguments and errors. Beside these, `strata` are the numbers, from 0, of the strata whose
     trials are run, by default all; `golden` returns the golden run and its time in seconds, to take them from a cache;
-    `progress` is called with the number of trials planned so far, and their total; `spare` is a worker process that was
-    started already, which the first pool takes. CampaignError if the golden run is not deterministic, or a canary
+    `progress` is called with the number of trials planned so far, and their total; `spare` is the worker process
+    of `spare_process`, which the first pool takes. CampaignError if the golden run is not deterministic, or a canary
     fault stays masked.
 
     Examples
@@ -237,7 +237,7 @@ def _early(
     limit: int | None,
     shape: tuple[int, int],
     instead_of: ProcessPool | None = None,
-    spare: SpareProcess | None = None,
+    spare: list[WorkerProcess] | None = None,
 ) -> AbstractContextManager[ProcessPool | None]:
     """Start workers that open the campaign ahead of their first batch.
 

@@ -155,37 +155,28 @@ def _end(process: Any) -> None:
     remove_abandoned()
 
 
-class SpareProcess:
-    """A worker process that starts before it is known what for, so that it loads what it needs while this one does.
+@contextmanager
+def spare_process() -> Iterator[list[WorkerProcess]]:
+    """Start a worker before it is known what for, so that it loads what it needs while this process does.
 
-    The first pool that is given it takes it; nobody's ends with the context.
+    The first pool that is given the list takes the worker out of it; one that is left ends with the context.
     """
-
-    def __init__(self) -> None:
-        self._worker: WorkerProcess | None = None
-
-    def __enter__(self) -> SpareProcess:
-        self._worker = WorkerProcess.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if (worker := self.take()) is not None:
+    spare = [WorkerProcess.start()]
+    try:
+        yield spare
+    finally:
+        for worker in spare:
             worker.process.kill()
-
-    def take(self) -> WorkerProcess | None:
-        """Return the worker for good; None if there is none any more."""
-        worker, self._worker = self._worker, None
-        return worker
 
 
 class ProcessPool(Executor):
     """So many workers, up to `threads_per_process` of them threads of one process that share what it has open.
 
     Processes have a clean interpreter, and start when there is something to do. Where one dies, all end, and who waits
-    for any of them gets BrokenExecutor. The first is the `spare` one, where that is still there.
+    for any of them gets BrokenExecutor. The first is taken out of `spare`, where there is one.
     """
 
-    def __init__(self, size: int, threads_per_process: int = 1, spare: SpareProcess | None = None) -> None:
+    def __init__(self, size: int, threads_per_process: int = 1, spare: list[WorkerProcess] | None = None) -> None:
         many = -(-size // threads_per_process)
         self._to_start = deque(len(range(k, size, many)) for k in range(many))
         self._workers: list[WorkerProcess] = []
@@ -227,8 +218,7 @@ class ProcessPool(Executor):
                 return worker
         if not self._to_start:
             return None
-        spare = self._spare.take() if self._spare is not None else None
-        worker = spare or WorkerProcess.start()
+        worker = self._spare.pop() if self._spare else WorkerProcess.start()
         worker.threads_per_process = self._to_start.popleft()
         with suppress(OSError):  # as below
             worker.pipe.send((worker.threads_per_process, len(self._workers)))
@@ -296,7 +286,7 @@ def started_pool(
     *args: Any,
     threads_per_process: int = 1,
     instead_of: ProcessPool | None = None,
-    spare: SpareProcess | None = None,
+    spare: list[WorkerProcess] | None = None,
 ) -> Iterator[ProcessPool | None]:
     """Start `size` workers, each running `task`; they are killed where the block fails."""
     if instead_of is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
+from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, spare_process, started_pool
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
@@ -222,7 +222,7 @@ def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
 
 
 def test_the_first_pool_takes_processes_that_were_started_early(chores: Any) -> None:
-    with SpareProcess() as spare:
+    with spare_process() as spare:
         [child] = multiprocessing.active_children()
         begin = started_pool(2, chores.hold, 0, threads_per_process=2, spare=spare)
         with pytest.raises(ValueError, match="stop"), begin as early:
@@ -231,15 +231,15 @@ def test_the_first_pool_takes_processes_that_were_started_early(chores: Any) -> 
             assert multiprocessing.active_children() == [child]
             raise ValueError("stop")
         assert not multiprocessing.active_children(), "they end where what follows goes wrong"
-        assert spare.take() is None
-    with SpareProcess() as spare:
+        assert not spare
+    with spare_process() as spare:
         assert len(multiprocessing.active_children()) == 1
         with started_pool(0, int, spare=spare) as none:
             assert none is None
 
 
 def test_ctrl_c_does_not_reach_who_just_begins() -> None:
-    with SpareProcess() as spare:
+    with spare_process() as spare:
         [child] = multiprocessing.active_children()
         for _ in range(20):
             assert child.pid is not None
