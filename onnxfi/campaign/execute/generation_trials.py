@@ -7,9 +7,8 @@ it is reused, where each step of the model only appends to the cache.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import Armed
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array
+from onnxfi.runtime.engine.recently_used import RecentlyUsed
 from onnxfi.runtime.generation.generation_engine import GenerationSession, laid_out
 from onnxfi.runtime.generation.greedy_loop import Generated, Progress, Prompt
 from onnxfi.runtime.inject.activations import activation_faults
@@ -44,35 +44,22 @@ if TYPE_CHECKING:
 _PREFILL, _DECODE = "prefill_changed", "decode_changed"
 
 
-@dataclass
 class GoldenTexts:
-    """Golden texts of a session with what is needed to go back to a step, kept up to a limit.
+    """Golden texts of a session with what is needed to go back to a step, kept up to a limit, `cost_bytes`.
 
     `armed` are the fault operators of the session; fed with no faults they change nothing.
     """
 
-    session: GenerationSession
-    limit_bytes: int
-    armed: tuple[Armed, ...] = ()
-    _kept: OrderedDict[int, Generated] = field(default_factory=OrderedDict, repr=False)
-    _bytes: int = 0
-
-    @property
-    def cost_bytes(self) -> int:
-        """Return the bytes of what is kept at most."""
-        return self.limit_bytes
+    def __init__(self, session: GenerationSession, limit_bytes: int, armed: tuple[Armed, ...] = ()) -> None:
+        self.session, self.cost_bytes, self.armed = session, limit_bytes, armed
+        self._kept = RecentlyUsed[Generated](limit_bytes, _nbytes)
 
     def of(self, sample: int, prompt: Prompt) -> Generated:
         """Return the golden text of a sample."""
-        if sample in self._kept:
-            self._kept.move_to_end(sample)
-            return self._kept[sample]
-        found = self.session.loop.run(prompt, self.session.shared(prompt), fed=lambda step, count: self.nothing())
-        self._kept[sample] = found
-        self._bytes += _nbytes(found)
-        while self._bytes > self.limit_bytes and len(self._kept) > 1:
-            self._bytes -= _nbytes(self._kept.popitem(last=False)[1])
-        return found
+        return self._kept.of(sample, lambda: self._run(prompt))
+
+    def _run(self, prompt: Prompt) -> Generated:
+        return self.session.loop.run(prompt, self.session.shared(prompt), fed=lambda step, count: self.nothing())
 
     def nothing(self) -> dict[str, Array]:
         """Return the inputs of the fault operators without a fault."""

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from onnxfi.runtime.engine.ports import (
     words_of,
 )
 from onnxfi.runtime.engine.protocols import Engine
+from onnxfi.runtime.engine.recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     import onnx
@@ -125,22 +125,20 @@ class _CompiledShapes:
 
     def __init__(self, model: Any, compile_model: Callable[[Any], Any]) -> None:
         self._model, self._compile = model, compile_model
-        self._kept: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._kept = RecentlyUsed[Any](_MOST_SHAPES)
         if not model.is_dynamic():
             self.of(tuple(tuple(port.shape) for port in model.inputs))
 
     def of(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Return the model compiled for inputs of these shapes."""
-        if shapes not in self._kept:
-            model = self._model
-            if model.is_dynamic():
-                model = model.clone()
-                model.reshape(dict(enumerate(map(list, shapes))))
-            self._kept[shapes] = self._compile(model)
-            while len(self._kept) > _MOST_SHAPES:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(shapes)
-        return self._kept[shapes]
+        return self._kept.of(shapes, lambda: self._compiled(shapes))
+
+    def _compiled(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        model = self._model
+        if model.is_dynamic():
+            model = model.clone()
+            model.reshape(dict(enumerate(map(list, shapes))))
+        return self._compile(model)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +17,7 @@ import numpy as np
 from onnxfi.errors import InputError
 from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.engine.recently_used import RecentlyUsed
 from onnxfi.runtime.generation.cache_ports import CacheTensor, is_past, is_present, match_cache
 
 #: The input of prompts of tokens.
@@ -174,47 +174,20 @@ def _logits_of(session: Session, where: str) -> str:
     return named[0]
 
 
-@dataclass
-class EncodedPrompts:
-    """Outputs of an encoder without faults by prompt, kept up to a limit: they are the same in every trial."""
-
-    limit_bytes: int = 1 << 26
-    _kept: OrderedDict[bytes, Array] = field(default_factory=OrderedDict, repr=False)
-    _bytes: int = 0
-
-    def of(self, prompt: Array) -> Array | None:
-        """Return what is kept of a prompt."""
-        key = _digest(prompt)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def add(self, prompt: Array, encoded: Array) -> None:
-        """Keep what the encoder made of a prompt, and drop what was used longest ago."""
-        key = _digest(prompt)
-        if key in self._kept:
-            self._bytes -= self._kept.pop(key).nbytes
-        self._kept[key] = encoded
-        self._bytes += encoded.nbytes
-        while self._bytes > self.limit_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-
-def _digest(prompt: Array) -> bytes:
-    return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()
-
-
 @dataclass(frozen=True)
 class EncoderStage:
-    """A session of an encoder, and its input of prompts: `input_ids`, or numbers as those of speech and images."""
+    """A session of an encoder, and its input of prompts: `input_ids`, or numbers as those of speech and images.
+
+    What it makes of prompts without faults may be `kept`: it is the same in every trial.
+    """
 
     session: Session
     where: str
     prompts: Port
-    kept: EncodedPrompts | None = None
+    kept: RecentlyUsed[Array] | None = None
 
     @classmethod
-    def of(cls, session: Session, where: str, kept: EncodedPrompts | None = None) -> EncoderStage:
+    def of(cls, session: Session, where: str, kept: RecentlyUsed[Array] | None = None) -> EncoderStage:
         """Return the stage of a session; InputError if no one input takes the prompts."""
         named = [p for p in session.inputs if p.name not in (*_MASK, _TYPES) and not _FAULTS.match(p.name)]
         tokens = [port for port in named if port.name == PROMPTS]
@@ -228,13 +201,14 @@ class EncoderStage:
 
     def run(self, prompt: Array, extra: Mapping[str, Array] | None = None) -> Array:
         """Return what the encoder makes of a prompt ([T] tokens, or numbers): [1, positions, size]."""
-        found = None if self.kept is None else self.kept.of(prompt)
-        if found is None:
-            name = next(p.name for p in self.session.outputs if "float" in p.dtype)
-            found = self.session.run(self.feeds(prompt, extra), [name])[name]
-            if self.kept is not None:
-                self.kept.add(prompt, found)
-        return found
+        name = next(p.name for p in self.session.outputs if "float" in p.dtype)
+
+        def encoded() -> Array:
+            return self.session.run(self.feeds(prompt, extra), [name])[name]
+
+        if self.kept is None:
+            return encoded()
+        return self.kept.of(hashlib.blake2b(prompt.tobytes(), digest_size=16).digest(), encoded)
 
     def feeds(self, prompt: Array, extra: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return what the encoder is fed: a prompt ([T] tokens, or numbers), and further inputs."""

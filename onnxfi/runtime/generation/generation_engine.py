@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,8 +17,9 @@ import numpy as np
 from onnxfi.errors import DataError, EngineError, InputError
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
+from onnxfi.runtime.engine.recently_used import RecentlyUsed
 from onnxfi.runtime.generation.cache_ports import check_sizes
-from onnxfi.runtime.generation.decoder_stages import PROMPTS, DecoderStage, EncodedPrompts, EncoderStage, Part, part_of
+from onnxfi.runtime.generation.decoder_stages import PROMPTS, DecoderStage, EncoderStage, Part, part_of
 from onnxfi.runtime.generation.greedy_loop import (
     NO_TOKEN,
     DecoderLoop,
@@ -30,6 +32,8 @@ from onnxfi.runtime.generation.greedy_loop import (
 
 #: The outputs of a generating session.
 TOKENS, SCORE = "tokens", "score"
+#: Bytes of what an encoder made of prompts that are kept.
+_ENCODED_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -194,15 +198,15 @@ class GenerationEngine(Engine):
         return found
 
     @cached_property
-    def _encoded(self) -> EncodedPrompts:
-        return EncodedPrompts()
+    def _encoded(self) -> RecentlyUsed[Array]:
+        return RecentlyUsed(_ENCODED_BYTES, attrgetter("nbytes"))
 
     def __hash__(self) -> int:
         """Return a hash of the settings."""
         return hash((self.runtime, self.how, tuple(sorted(self.files.items()))))
 
 
-def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part, encoded: EncodedPrompts) -> DecoderLoop:
+def _loop(sessions: Mapping[Part, Session], how: LoopSettings, own: Part, encoded: RecentlyUsed[Array]) -> DecoderLoop:
     """Return the loop of these sessions; InputError names the part that is missing."""
     if Part.DECODE not in sessions:
         raise InputError(

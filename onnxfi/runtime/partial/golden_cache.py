@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
@@ -26,6 +27,7 @@ from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Engine, Session
+from onnxfi.runtime.engine.recently_used import RecentlyUsed
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.
@@ -74,7 +76,7 @@ class SegmentSessions:
         self.engine, self.segmentation, self.inner_bytes = engine, routes, inner_bytes
         self.ports: dict[str, Port] = {port.name: port for port in inputs}
         self.sessions = [self._opened(number, ())[0] for number in range(len(routes.segments))]
-        self._inner: OrderedDict[int, tuple[Session, int]] = OrderedDict()
+        self._inner = RecentlyUsed[tuple[Session, int]](inner_bytes, itemgetter(1))
 
     def prepare(self, part: SubgraphModel) -> Session:
         """Return a session of a part of the model."""
@@ -84,12 +86,7 @@ class SegmentSessions:
         """Return the session of a segment that gives the activations within it; its own where no route reads any."""
         if not self.segmentation.inner[number]:
             return self.sessions[number]
-        if number not in self._inner:
-            self._inner[number] = self._opened(number, self.segmentation.inner[number])
-        self._inner.move_to_end(number)
-        while len(self._inner) > 1 and sum(size for _, size in self._inner.values()) > self.inner_bytes:
-            self._inner.popitem(last=False)
-        return self._inner[number][0]
+        return self._inner.of(number, lambda: self._opened(number, self.segmentation.inner[number]))[0]
 
     def feeds(self, names: Sequence[str]) -> dict[str, InputType]:
         """Return the input types that take these activations."""

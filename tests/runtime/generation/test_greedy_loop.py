@@ -12,7 +12,7 @@ from tiny_decoders import COUNT, opened
 
 from onnxfi import OrtEngine
 from onnxfi.errors import EngineError, InputError
-from onnxfi.runtime.generation.decoder_stages import EncodedPrompts, EncoderStage
+from onnxfi.runtime.generation.decoder_stages import EncoderStage
 from onnxfi.runtime.generation.generation_engine import GenerationEngine
 from onnxfi.runtime.generation.greedy_loop import LoopSettings
 
@@ -64,10 +64,6 @@ def test_an_encoder_without_faults_runs_once_a_prompt(tmp_path: Path, monkeypatc
     decoder = tiny.decoder(cross=True, encode=False).SerializeToString()
     texts = [engine.prepare(decoder).run({"input_features": tiny.speech()})["tokens"].tolist() for _ in range(2)]
     assert texts[0] == texts[1] and len(runs) == 3
-    few = EncodedPrompts(limit_bytes=16)
-    for number in (0, 1, 1, 1, 2):
-        few.add(np.array([number]), np.zeros(2, np.float32))
-    assert [few.of(np.array([number])) is not None for number in range(3)] == [False, True, True]
 
 
 def test_an_encoder_of_several_inputs_is_refused_with_their_names(tmp_path: Path) -> None:
