@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ def _with_times(found: list[Detector], spec: str) -> tuple[list[Detector], str]:
 
 def _timed(one: Detector, sample_s: float, hashed_s: float) -> Detector:
     seconds = len(one.inputs) * sample_s if one.inputs else hashed_s if one.name == _HASH else None
-    return Detector(one.name, one.found, one.harmful, one.coverage, one.inputs, seconds)
+    return replace(one, check_s=seconds)
 
 
 def _median_s(check: Callable[[], Any]) -> float:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from onnxfi.attacks.attack import Attack, Defended, Search
     from onnxfi.attacks.flip_trials import Harm
     from onnxfi.attacks.goals import Goal
-    from onnxfi.attacks.search import ChosenFlip
 
 #: The least width at which a site is cut in a table.
 _LONGEST_SITE = 36
@@ -70,7 +69,8 @@ def command(
     found = attack(
         load(model, allow_links=allow_links), data, out, gradients=None if gradients is None else read_npz(gradients),
         selector=selector_of(flags) if any(flags[name] for name in options.SELECTION) else None,
-        also=[load(path, allow_links=allow_links) for path in also], progress=None if as_json else _show, **rest, **given,
+        also=[load(path, allow_links=allow_links) for path in also],
+        progress=None if as_json else lambda seed, flip: print_note(f"seed {seed}: {flip.site}"), **rest, **given,
     )  # fmt: skip
     if as_json:
         print_json(found.document())
@@ -78,11 +78,6 @@ def command(
     _print(found)
     if out is not None:
         print_line(f"wrote {out}")
-
-
-def _show(seed: int, flip: ChosenFlip) -> None:
-
-    print_note(f"seed {seed}: {flip.site}")
 
 
 def _print(found: Attack) -> None:

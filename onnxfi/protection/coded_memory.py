@@ -95,8 +95,8 @@ class CodedMemory:
                 counts[status] += 1
                 if status == "detected" and code.due:
                     counts["stopped"] += 1
-                for k, (old, new) in enumerate(zip(before, _split(seen, target, len(before)), strict=True)):
-                    if old != new:
+                for k, old in enumerate(before):
+                    if old != (new := seen >> k * target.word.storage & target.word.full):
                         rows.append((known[target.id], block * code.words_a_block(target.word) + k, new))
         read = _as_faults(faults, rows)
         return (concatenate_faults([faults.pick(apart), read]) if apart.any() else read), counts
@@ -170,10 +170,6 @@ class CodedMemory:
                 base, errors = seen, 0
         worst = "detected" if "detected" in statuses and (code.due or seen != data) else ""
         return seen, worst or ("missed" if seen != data else "corrected")
-
-
-def _split(block: int, target: Target, words: int) -> list[int]:
-    return [block >> k * target.word.storage & target.word.full for k in range(words)]
 
 
 def _as_faults(faults: Faults, rows: list[tuple[int, int, int]]) -> Faults:

@@ -104,7 +104,10 @@ def exhaustive_outcomes(
     if fresh:
         shutil.rmtree(parts, ignore_errors=True)
     elif file.exists():
-        return _same(read_outcome_table(file), run.identity, file)
+        table = read_outcome_table(file)
+        if table.header["identity"] != run.identity:
+            raise StoreError(f"{str(file)!r} holds another campaign; name another file with -o, or use --fresh")
+        return table
     cost = _begin(parts, run.identity)
     tables = []
     for table in run.tables(parts, progress or (lambda *_: None)):
@@ -116,12 +119,6 @@ def exhaustive_outcomes(
     write_outcome_table(file, found)
     shutil.rmtree(parts)
     return found
-
-
-def _same(table: OutcomeTable, identity: dict[str, Any], file: Path) -> OutcomeTable:
-    if table.header["identity"] != identity:
-        raise StoreError(f"{str(file)!r} holds another campaign; name another file with -o, or use --fresh")
-    return table
 
 
 def _begin(parts: Path, identity: dict[str, Any]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,8 @@ class Budget(CheckedFields):
                 f"lies; a budget takes guaranteed, or trials whose number is fixed",
                 "campaign",
             )
-        object.__setattr__(self, "limits", tuple(_placed(limit, n, self.campaign) for n, limit in _counted(self)))
+        placed = (_placed(limit, f"limits[{n}]", self.campaign) for n, limit in enumerate(self.limits))
+        object.__setattr__(self, "limits", tuple(placed))
         exclusive(self.limits)
 
     def with_fields(self, given: Mapping[str, Any], time_s: float | None = None) -> Budget:
@@ -214,10 +215,6 @@ class Budget(CheckedFields):
     def on(self, model: str | Path) -> Campaign:
         """Its campaign on a model."""
         return replace(self.campaign, model=str(model), confidence=self.confidence)
-
-
-def _counted(budget: Budget) -> Iterator[tuple[str, BudgetLimit]]:
-    return ((f"limits[{n}]", limit) for n, limit in enumerate(budget.limits))
 
 
 def _placed(limit: BudgetLimit, name: str, campaign: Campaign) -> BudgetLimit:

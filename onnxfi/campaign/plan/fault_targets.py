@@ -91,7 +91,8 @@ class FaultTargets:
         if "kv-cache" in kinds:
             raise SelectorError("target kv-cache needs a decoder in its loop; add --task generation")
         plain = {a.target.id: a for a in activations(model)}
-        rows = complete_by_running(model, parse(model), _rows(model, data), data, custom_ops)
+        with_samples = activations(model, None if data is None else data.layout)
+        rows = complete_by_running(model, parse(model), with_samples, data, custom_ops)
         rows = _readable(model, rows, () if full else scored or model.index.main.output_names)
         steps = _steps(model, rows, data, custom_ops)
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
@@ -297,11 +298,6 @@ class FaultTargets:
         """Return a mask of the faults in activations ([n])."""
         kinds = np.array([t.is_activation for t in faults.targets], np.bool_)
         return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)
-
-
-def _rows(model: Model, data: Data | None) -> tuple[Activation, ...]:
-    """Return the activations; the data says which inputs hold samples."""
-    return activations(model, None if data is None else data.layout)
 
 
 def _why_beyond(a: Activation) -> str:

@@ -169,12 +169,9 @@ def compare(
     if len(set(samples.values())) > 1:
         raise DataError(f"the models ran on different numbers of samples: {samples}; give --samples")
     task = versions[0].found.task
-    measure = task.first(task.compared, [name for name in task.compared if all(_has(v, name) for v in versions)])
+    wholes = [version.found.everything for version in versions]
+    measure = task.first(task.compared, [m for m in task.compared if all(w.rate(m) is not None for w in wholes)])
     return Comparison(tuple(versions), campaign.design.ber, measure.name, campaign.confidence)
-
-
-def _has(version: Version, name: str) -> bool:
-    return version.found.everything.rate(name) is not None
 
 
 def _places(models: Sequence[str], folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.trial_answers import ChangedAnswer
 from onnxfi.campaign.report.findings import lost_answers, measured, shares, short, silent_metric
-from onnxfi.campaign.report.rates import CampaignRates, Fold
+from onnxfi.campaign.report.rates import CampaignRates
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.results.trial_columns import trial_faults
 from onnxfi.graph.model.byte_source import printable
@@ -131,7 +131,10 @@ def campaign_data(
         "silent": _declared(silent_metric(task)),
         "metric": {**_declared(metric), "golden": _number(golden)},
         "samples": found.judged,
-        "curve": [_point(fold, fold.rate(metric.name)) for fold in found.by_rate],
+        "curve": [
+            {"x": float(fold.key), "key": fold.key, "y": _ends(fold.rate(metric.name)), "trials": fold.trials}
+            for fold in found.by_rate
+        ],
         "stack": list(_stacked(found)),
         "layers": layers,
         "cells": cells,
@@ -182,10 +185,6 @@ def painted_metric(task: Task) -> Metric:
 def _declared(metric: Metric) -> dict[str, Any]:
     label, axis = short(metric), metric.axis.replace("\n", " ")
     return {"label": label, "axis": axis, "share": metric.share, "unit": metric.unit, "better": metric.better}
-
-
-def _point(fold: Fold, i: Interval | None) -> dict[str, Any]:
-    return {"x": float(fold.key), "key": fold.key, "y": _ends(i), "trials": fold.trials}
 
 
 def _stacked(found: CampaignRates) -> Iterator[dict[str, Any]]:
