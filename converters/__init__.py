@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversion import Converted
-from .frameworks import FRAMEWORKS, framework_named, require
+from .installed_frameworks import FRAMEWORKS, framework_named, require
 from .sources import call_factory, framework_of, is_factory
 
 __all__ = ["FRAMEWORKS", "Converted", "convert"]

@@ -21,7 +21,7 @@ from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.engine.ports import Array, Port, one_line
 
 from . import naming
-from .frameworks import quiet
+from .installed_frameworks import quiet
 
 if TYPE_CHECKING:
     import onnx

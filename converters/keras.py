@@ -25,7 +25,7 @@ from .conversion import (
     source_name,
     write_checked,
 )  # fmt: skip
-from .frameworks import quiet, require, version
+from .installed_frameworks import quiet, require, version
 from .sources import call_factory, existing_path, is_factory
 from .tensorflow import export_function, package_version, port_of
 

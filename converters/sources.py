@@ -14,7 +14,7 @@ from onnxfi.errors import ConversionError, InputError, closest
 from onnxfi.extensions import importable
 from onnxfi.runtime.engine.ports import one_line
 
-from .frameworks import FRAMEWORKS, require
+from .installed_frameworks import FRAMEWORKS, require
 
 _SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 _PICKLES = (".pkl", ".pickle", ".joblib")

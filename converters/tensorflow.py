@@ -24,7 +24,7 @@ from .conversion import (
     source_name,
     write_checked,
 )  # fmt: skip
-from .frameworks import quiet, require, version
+from .installed_frameworks import quiet, require, version
 from .sources import call_factory, existing_path, is_factory
 
 if TYPE_CHECKING:

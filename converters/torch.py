@@ -29,7 +29,7 @@ from .conversion import (
     source_name,
     write_checked,
 )  # fmt: skip
-from .frameworks import quiet, require, version
+from .installed_frameworks import quiet, require, version
 from .naming import clean, match_variables, name_open_dimensions, rename
 from .sources import call_factory, existing_path, is_factory
 

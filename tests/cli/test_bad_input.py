@@ -579,13 +579,13 @@ def test_real_processes(place: Path, words: list[str], says: str) -> None:
 def test_an_interrupt_leaves_no_half_file(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxfi.graph.write.sparse_file import SparseFile
+    from onnxfi.graph.write.sequential_file import SequentialFile
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = contents(place)
-    monkeypatch.setattr(SparseFile, "write", interrupted)
+    monkeypatch.setattr(SequentialFile, "write", interrupted)
     monkeypatch.setattr(sys, "argv", ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -693,12 +693,12 @@ def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
     program = f"""
 import os, signal, sys
 from onnxfi.cli import main
-from onnxfi.graph.write.sparse_file import SparseFile
-put = SparseFile.write
+from onnxfi.graph.write.sequential_file import SequentialFile
+put = SequentialFile.write
 def half(*given):
     put(*given)
     os.kill(os.getpid(), signal.{name})
-SparseFile.write = half
+SequentialFile.write = half
 sys.argv = ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"]
 main()
 """

@@ -157,7 +157,7 @@ import numpy as np
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.errors import EngineError
-from onnxfi.runtime.engine.cooperative_lock import released
+from onnxfi.runtime.engine.worker_thread_lock import released
 
 def data():
     with np.load("d.npz") as held:

@@ -19,9 +19,9 @@ from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.data.sample_outputs import Outputs, same_outputs, stacked
-from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU
 from onnxfi.runtime.engine.ports import largest_difference, same_bytes
+from onnxfi.runtime.engine.worker_thread_lock import claim
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_outputs

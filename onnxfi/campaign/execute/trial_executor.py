@@ -43,10 +43,10 @@ from onnxfi.graph.partition.segments import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
 from onnxfi.protection.coded_memory import BLOCK_STATUSES
 from onnxfi.runtime.data.sample_outputs import Outputs
-from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU, TENSORRT
 from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.engine.worker_thread_lock import claim
 from onnxfi.runtime.partial.activation_words import InjectedWords
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_outputs
 from onnxfi.runtime.partial.segmented_model import SegmentedModel

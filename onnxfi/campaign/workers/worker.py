@@ -25,10 +25,10 @@ from onnxfi.errors import CampaignError, DeviceError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.space import Target
 from onnxfi.graph.partition.route import Route
-from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
 from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.process_memory import limit_memory, memory_held
+from onnxfi.runtime.engine.worker_thread_lock import WorkerThreadLock, claim
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 Results = Generator[Result, None, None]
@@ -168,7 +168,7 @@ class Worker:
     def __init__(self) -> None:
         #: For executors that may give a process several tasks at a time, of which it is to run one.
         self.one_at_a_time = threading.Lock()
-        self._lock = CooperativeLock()
+        self._lock = WorkerThreadLock()
         self._watchdog = Watchdog()
         self._early: _OpenedEarly | None = None
         self._opened: tuple[WorkerSetup, tuple[TrialExecutor, GoldenRun, Header]] | None = None

@@ -5,7 +5,7 @@ number; the potential follows from that of the previous step by elementwise oper
 for each step; in the body of a Scan or Loop the previous potential is a state. Steps are grouped over time into layers,
 each with the node inputs at which threshold, leak, reset and spikes enter.
 
-Neurons of other kinds are described by a mapping (neuron_mapping.py): their tensors by name.
+Neurons of other kinds are described by a mapping (undetected_neurons.py): their tensors by name.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from onnxfi.graph.model.loading import Model, by_target
 from onnxfi.graph.model.protobuf_scan import MessageFrame, varint
 from onnxfi.graph.write.byte_edits import ByteEdit, ByteSplice, plain_edits, varint_edits
 from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
-from onnxfi.graph.write.sparse_file import SparseFile
+from onnxfi.graph.write.sequential_file import SequentialFile
 
 #: Called with the bytes done, and the bytes in all.
 OnProgress = Callable[[int, int], None]
@@ -286,7 +286,7 @@ def write_copy(
     # Threads end before the files that they write are closed, also where an error or an interrupt stops the copy.
     with atomic_files(files) as streams, ExitStack() as copies, _Behind(both=both) as behind:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
-            copy = copies.enter_context(closing(SparseFile(stream, direct=source.size >= _DIRECT)))
+            copy = copies.enter_context(closing(SequentialFile(stream, direct=source.size >= _DIRECT)))
             for old, new in _joined(_chunks(source, change.bytes_of(number), [] if number else _lengths(splices))):
                 behind.take(old, new, copy.write)
                 done += len(old)
@@ -313,7 +313,7 @@ def write_scratch_copy(model: Model, change: FileEdits, out: Path) -> None:
     try:
         for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
             with file.open("wb") as stream:
-                copy = SparseFile(stream)
+                copy = SequentialFile(stream)
                 for _, new in _chunks(source, change.bytes_of(number), [] if number else _lengths(splices)):
                     copy.write(new)
                 copy.finish()

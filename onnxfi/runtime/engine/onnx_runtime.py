@@ -21,7 +21,6 @@ import numpy as np
 
 from onnxfi.errors import DeviceError, EngineError, InputError, ProviderError, closest
 from onnxfi.graph.model.byte_source import StoredArray
-from onnxfi.runtime.engine.cooperative_lock import released
 from onnxfi.runtime.engine.cuda import (
     CPU,
     CUDA,
@@ -54,6 +53,7 @@ from onnxfi.runtime.engine.ports import (
     one_line,
 )
 from onnxfi.runtime.engine.protocols import Engine, smallest_model
+from onnxfi.runtime.engine.worker_thread_lock import released
 
 _LOG = logging.getLogger(__name__)
 _LEVELS = {

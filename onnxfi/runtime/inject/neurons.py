@@ -15,8 +15,8 @@ from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.passes.expose_neurons import ExposeNeurons
 from onnxfi.graph.passes.expose_reads import ExposeReads
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
-from onnxfi.graph.spiking.neuron_mapping import LAYER_FIELDS, spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
+from onnxfi.graph.spiking.undetected_neurons import LAYER_FIELDS, spiking_layers
 from onnxfi.graph.write.model_file import save_model
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from onnxfi.graph.partition.conv_partial_sums import ConvSum, block_input, block
 from onnxfi.graph.partition.segments import EntrySubgraph
 from onnxfi.graph.partition.subgraph import TensorLocation, array_at
 from onnxfi.graph.partition.subgraph_model import SubgraphModel
-from onnxfi.runtime.engine.cooperative_lock import claim, released
 from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.engine.worker_thread_lock import claim, released
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among, padded
 

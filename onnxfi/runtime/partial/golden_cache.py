@@ -23,11 +23,11 @@ from onnxfi.graph.passes.node_builder import NUMBER
 from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.open_data import Data
 from onnxfi.runtime.data.sample_outputs import Reduce
-from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.recently_used import RecentlyUsed
+from onnxfi.runtime.engine.worker_thread_lock import claim
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.

@@ -19,9 +19,9 @@ from onnxfi.graph.partition.subgraph import TensorLocation, array_at
 from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import Outputs, outputs_of
-from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.ports import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.engine.worker_thread_lock import claim
 from onnxfi.runtime.partial.conv_delta import open_conv_delta
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.golden_cache import of_golden_shapes

@@ -36,7 +36,7 @@ from onnxfi.campaign.workers.trial_batches import PendingTrial
 from onnxfi.campaign.workers.worker import Worker, WorkerSetup, run_in_process
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine import onnx_runtime
-from onnxfi.runtime.engine.cooperative_lock import released
+from onnxfi.runtime.engine.worker_thread_lock import released
 
 
 @pytest.fixture

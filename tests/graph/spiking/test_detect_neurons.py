@@ -14,7 +14,7 @@ from spiking_networks import random_network
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
-from onnxfi.graph.spiking.neuron_mapping import spiking_layers
+from onnxfi.graph.spiking.undetected_neurons import spiking_layers
 
 ROOT = Path(__file__).parents[3]
 

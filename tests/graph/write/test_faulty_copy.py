@@ -29,7 +29,7 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write import output_file
 from onnxfi.graph.write.output_file import atomic_files
-from onnxfi.graph.write.sparse_file import SparseFile
+from onnxfi.graph.write.sequential_file import SequentialFile
 from onnxfi.runtime.inject.weights import inject, replay, sample, undo
 
 ROOT = Path(__file__).parents[3]
@@ -519,14 +519,14 @@ def test_an_interrupt_closes_no_file_that_a_thread_still_writes(
     (tmp_path / "in").mkdir()
     count = 1 << 18
     source = saved(tmp_path / "in", [external("w", "w.bin", [count])], w_dot_bin=numbers(count))
-    steps, write, close = list[str](), SparseFile.write, SparseFile.close
+    steps, write, close = list[str](), SequentialFile.write, SequentialFile.close
 
-    def slow(file: SparseFile, chunk: Any) -> None:
+    def slow(file: SequentialFile, chunk: Any) -> None:
         time.sleep(0.05)
         write(file, chunk)
         steps.append("written")
 
-    def closed(file: SparseFile) -> None:
+    def closed(file: SequentialFile) -> None:
         steps.append("closed")
         close(file)
 
@@ -534,8 +534,8 @@ def test_an_interrupt_closes_no_file_that_a_thread_still_writes(
         if done == total:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(SparseFile, "write", slow)
-    monkeypatch.setattr(SparseFile, "close", closed)
+    monkeypatch.setattr(SequentialFile, "write", slow)
+    monkeypatch.setattr(SequentialFile, "close", closed)
     with pytest.raises(KeyboardInterrupt):
         inject(load(source), sample(load(source), count=1), tmp_path / "o.onnx", progress=interrupt)
     assert steps[-1] == "closed" and not (tmp_path / "o.onnx").exists()

@@ -12,15 +12,15 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_held: ContextVar[CooperativeLock | None] = ContextVar("lock held by this thread", default=None)
+_held: ContextVar[WorkerThreadLock | None] = ContextVar("lock held by this thread", default=None)
 
 
-class CooperativeLock:
+class WorkerThreadLock:
     """The lock of a worker whose threads share open sessions.
 
     Examples
     --------
-    >>> lock = CooperativeLock()
+    >>> lock = WorkerThreadLock()
     >>> with lock.held(), claim("session"), released():
     ...     pass  # another thread may hold the lock here, but not claim "session"
     >>> lock.is_free()

@@ -18,7 +18,7 @@ _HOLE = bytes(1 << 16)
 _BLOCK = 1 << 12
 
 
-class SparseFile:
+class SequentialFile:
     """A file that gets one chunk after the other; stretches of zeros are left as holes.
 
     With `direct` blocks go past the page cache, where system, file system and the chunk's memory allow it.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxfi.graph.write.sparse_file import SparseFile
+from onnxfi.graph.write.sequential_file import SequentialFile
 
 SIZES = [1 << 20, 1 << 18, (1 << 17) + 5, 3, 1 << 16, 70_000]
 
@@ -31,7 +31,7 @@ def chunks() -> list[memoryview]:
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_file_holds_what_was_written_and_keeps_its_holes(tmp_path: Path, direct: bool) -> None:
     with (tmp_path / "out").open("wb") as stream:
-        file = SparseFile(stream, direct=direct)
+        file = SequentialFile(stream, direct=direct)
         for chunk in chunks():
             file.write(chunk)
         file.finish()
@@ -56,7 +56,7 @@ def test_what_cannot_go_past_the_page_cache_goes_through_it(
 ) -> None:
     plain, written = os.pwrite, refusing if how == "refused" else halting(os.pwrite)
     with (tmp_path / "out").open("wb") as stream:
-        file = SparseFile(stream, direct=True)
+        file = SequentialFile(stream, direct=True)
         monkeypatch.setattr(os, "pwrite", written)
         for chunk in chunks():
             file.write(chunk)
@@ -71,7 +71,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with (tmp_path / "out").open("wb") as stream:
-        file = SparseFile(stream, direct=True)
+        file = SequentialFile(stream, direct=True)
         monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
             file.write(chunks()[0])

@@ -10,11 +10,11 @@ from itertools import count
 
 import pytest
 
-from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim, released
+from onnxfi.runtime.engine.worker_thread_lock import WorkerThreadLock, claim, released
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
-LOCK = CooperativeLock()
+LOCK = WorkerThreadLock()
 
 
 def waits(done: Future[object]) -> bool:
@@ -169,7 +169,7 @@ def test_many_threads_that_share_sessions() -> None:
 
 
 def test_two_workers_have_a_lock_each() -> None:
-    other = CooperativeLock()
+    other = WorkerThreadLock()
     with LOCK.held(), claim("a"):
         with other.held(), claim("a"), released():
             assert other.is_free() is False

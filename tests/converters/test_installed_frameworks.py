@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from onnxfi.converters import FRAMEWORKS
-from onnxfi.converters.frameworks import require
+from onnxfi.converters.installed_frameworks import require
 from onnxfi.errors import InputError
 
 
