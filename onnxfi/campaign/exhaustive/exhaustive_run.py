@@ -104,10 +104,10 @@ def exhaustive_outcomes(
     if fresh:
         shutil.rmtree(parts, ignore_errors=True)
     elif file.exists():
-        table = read_outcome_table(file)
-        if table.header["identity"] != run.identity:
+        held = read_outcome_table(file)
+        if held.header["identity"] != run.identity:
             raise StoreError(f"{str(file)!r} holds another campaign; name another file with -o, or use --fresh")
-        return table
+        return held
     cost = _begin(parts, run.identity)
     tables = []
     for table in run.tables(parts, progress or (lambda *_: None)):

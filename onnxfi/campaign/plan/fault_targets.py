@@ -92,8 +92,8 @@ class FaultTargets:
             raise SelectorError("target kv-cache needs a decoder in its loop; add --task generation")
         plain = {a.target.id: a for a in activations(model)}
         with_samples = activations(model, None if data is None else data.layout)
-        rows = complete_by_running(model, parse(model), with_samples, data, custom_ops)
-        rows = _readable(model, rows, () if full else scored or model.index.main.output_names)
+        completed = complete_by_running(model, parse(model), with_samples, data, custom_ops)
+        rows = _readable(model, completed, () if full else scored or model.index.main.output_names)
         steps = _steps(model, rows, data, custom_ops)
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shape_known and not _alike(a, plain.get(a.target.id))}
