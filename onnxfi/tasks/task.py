@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -221,18 +221,24 @@ class ModelOutputs:
     whole: bool = False
 
 
-def labels_misfit(kind: str, data: Data) -> str:
-    """Return why the labels of data are not of a kind; empty if they are, or there are none."""
+def _misfit(
+    run: Sequence[Outputs], data: Data, kind: str, *, check: Callable[[Sequence[Outputs], Data, str], str], labels: str
+) -> str:
+    """Return what a check says, or the DataError that it raises, or why labels are of another kind."""
     try:
-        if data.labels is not None:
-            as_kind(kind, data.labels)
+        if not (why := check(run, data, kind)) and labels and data.labels is not None:
+            as_kind(labels, data.labels)
     except DataError as error:
         return str(error)
-    return ""
+    return why
 
 
 def _within_tolerance(pair: AnswerPair) -> Flags:
     return pair.within_tolerance
+
+
+def _silently_other(pair: AnswerPair, *, masked: Callable[[AnswerPair], Flags]) -> Flags:
+    return ~masked(pair) & ~pair.detected
 
 
 @dataclass(frozen=True)
@@ -269,7 +275,7 @@ class Task:
         Returns the samples of an `AnswerPair` that count as golden ([N]); one that is DUE never does.
     wrong : callable, optional
         Returns the samples whose answer is another one silently ([N]); reports say from them how much the choice of
-        samples adds to `headline`.
+        samples adds to `headline`. By default those that `masked`, where it is given, leaves out and that are not DUE.
     decode : callable, optional
         Returns the answer of each of the n samples of some `Outputs`: an array [n, …], or a sequence of n texts, arrays
         or dataclasses. Row r of an output with n rows belongs to sample `outputs.samples[r]`; rows of an output of
@@ -288,8 +294,8 @@ class Task:
         Returns, of the data, a function from the outputs of some samples to what is kept of them, where outputs are too
         large to be kept whole. Its `forget` lets the next run be the golden one.
     misfit : callable, optional
-        Returns why a golden run (batches of `Outputs`), its data or the kind of its scores do not fit the task, with
-        the shapes of both sides; empty if they do.
+        Returns (or raises as DataError) why a golden run (batches of `Outputs`), its data or the kind of its scores do
+        not fit the task, with the shapes of both sides; empty if they do. Labels of another kind do not fit either.
     labels : str
         The kind of labels that its metrics take, of `onnxfi/runtime/data/labels.py`; empty: as the data has them.
     takes_tolerance : bool
@@ -356,6 +362,10 @@ class Task:
             "tiles": self.tiles or (self.headline, "due"),
         }.items():
             object.__setattr__(self, name, value)
+        if self.wrong is None and self.masked is not _within_tolerance:
+            object.__setattr__(self, "wrong", partial(_silently_other, masked=self.masked))
+        if self.misfit is not None:
+            object.__setattr__(self, "misfit", partial(_misfit, check=self.misfit, labels=self.labels))
 
     @cached_property
     def by_name(self) -> Mapping[str, Metric]:

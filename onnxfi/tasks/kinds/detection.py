@@ -206,7 +206,6 @@ def detection(
         takes_tolerance=False,
         apart=format != "end2end",
         masked=rule.masked,
-        wrong=rule.wrong,
         decode=boxes,
         misfit=partial(_misfit, boxes=boxes, how=None if decode else how),
     )  # fmt: skip
@@ -251,11 +250,8 @@ def _misfit(
     run: Sequence[Outputs], data: Data, kind: str, *, boxes: Callable[[Outputs], list[Floats]], how: BoxFormat | None
 ) -> str:
     """Return why golden outputs or labels are no detections; empty if they are."""
-    try:
-        found = [boxes(outputs) for outputs in run]
-        labels = None if data.labels is None else as_kind("boxes", data.labels)
-    except DataError as error:
-        return str(error)
+    found = [boxes(outputs) for outputs in run]
+    labels = None if data.labels is None else as_kind("boxes", data.labels)
     every = np.concatenate([one for batch in found for one in batch] or [np.zeros((0, 6))])
     if not finite(every).all():
         bad = every[~finite(every)][0].round(3).tolist()

@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.labels import NOT_SCORED, Labels
+from onnxfi.runtime.data.labels import NOT_SCORED, Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.tasks.answers import BLOCK, AnswerPair, Answers, Flags, Floats, differing
 from onnxfi.tasks.class_scores import named_output, only_output
 from onnxfi.tasks.kinds.token_scores import KEPT, NAME, OWN, TARGET, TOP, TokenScores, divergences
-from onnxfi.tasks.task import Metric, ModelOutputs, Task, labels_misfit
+from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 #: The quantile of the divergences of all positions that is shown beside their mean.
 QUANTILE = 0.99
@@ -278,12 +278,9 @@ def _may_be_logits(port: Port) -> bool:
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
     """Return why a golden run is none of a language model; empty if it is."""
-    try:
-        kept = [_kept(outputs) for outputs in run]
-    except DataError as error:
-        return str(error)
-    if why := labels_misfit("tokens", data):
-        return why
+    kept = [_kept(outputs) for outputs in run]
+    if data.labels is not None:
+        as_kind("tokens", data.labels)
     if not any((one[..., TARGET] >= 0).any() for one in kept):
         return "no token is scored: each is -100 in the labels, or rows have one token"
     return ""
@@ -353,7 +350,6 @@ def language_model(changed: float = 0.01) -> Task:
         labels="tokens",
         takes_tolerance=False,
         masked=lambda pair: ~over(pair),
-        wrong=lambda pair: over(pair) & ~pair.detected,
         decode=_kept,
         reads=_output,
         keeps=TokenScores.of_data,

@@ -70,10 +70,6 @@ class Decision:
         """Return the samples with all their golden decisions ([N])."""
         return np.asarray(~pair.once(self.other).any(axis=1))
 
-    def wrong(self, pair: AnswerPair) -> Flags:
-        """Return the samples with another decision that are not DUE ([N])."""
-        return ~self.masked(pair) & ~pair.detected
-
     def changed(self, pair: AnswerPair) -> float:
         """Share of the decisions that are another than in the golden run."""
         return share(pair.once(self.other))
@@ -195,7 +191,6 @@ def _task(name: str, threshold: object, metrics: Callable[[Decision], tuple[Metr
         labels="multi-hot",
         takes_tolerance=False,
         masked=rule.masked,
-        wrong=rule.wrong,
         reads=partial(only_output, fits=partial(_fits, single=single), what="scores of labels"),
         misfit=partial(_misfit, rule=rule, single=single),
         score_kind=score_kind,
@@ -227,10 +222,7 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, rule: Decision, si
         return "counts have no usual threshold; give threshold=…"
     if data.labels is None:
         return ""
-    try:
-        truth = as_kind("multi-hot", data.labels)
-    except DataError as error:
-        return str(error)
+    truth = as_kind("multi-hot", data.labels)
     if truth.shape[1] != columns:
         return f"the output has shape {shape}, and the labels {shape_text(data.labels.shape)}; give a score a label"
     if not truth.any():

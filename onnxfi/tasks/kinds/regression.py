@@ -57,10 +57,6 @@ class Tolerance:
             found[which] = (away <= np.where(np.isfinite(allowed), allowed, 0.0)).all(axis=1)
         return found
 
-    def wrong(self, pair: AnswerPair) -> Flags:
-        """Return the samples beyond the tolerance that are not DUE ([N])."""
-        return ~self.masked(pair) & ~pair.detected
-
 
 def targets(labels: Labels | None) -> Floats:
     """Return labels as a row of numbers per sample ([N, elements])."""
@@ -185,7 +181,6 @@ def _task(name: str, tolerance: object, relative: object, unit: object, own: Seq
         labels="numbers",
         takes_tolerance=rule == Tolerance(),
         masked=rule.masked,
-        wrong=rule.wrong,
         reads=_outputs,
         misfit=_misfit,
     )  # fmt: skip
@@ -207,10 +202,7 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
         return f"the output has shape {shape_text(found.shape)} for {data.samples} samples; the first axis counts them"
     if data.labels is None:
         return ""
-    try:
-        wanted = as_kind("numbers", data.labels)
-    except DataError as error:
-        return str(error)
+    wanted = as_kind("numbers", data.labels)
     if math.prod(found.shape[1:]) != math.prod(wanted.shape[1:]):
         return f"the output has shape {shape_text(found.shape)}, and the labels {shape_text(wanted.shape)}"
     return ""

@@ -196,7 +196,6 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
         labels="masks",
         takes_tolerance=False,
         masked=lambda pair: ~over(pair),
-        wrong=lambda pair: over(pair) & ~pair.detected,
         decode=how.masks,
         reads=partial(only_output, fits=_fits, what="masks, [N,classes,H,W] or [N,H,W]"),
         misfit=partial(_misfit, how=how),
@@ -205,13 +204,10 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: MaskFormat) -> str:
     """Return why golden outputs or labels are no masks; empty if they are."""
-    try:
-        found = [how.masks(outputs) for outputs in run]
-        labels: Any = None if data.labels is None else as_kind("masks", data.labels)
-    except DataError as error:
-        return str(error)
-    if labels is None:
+    found = [how.masks(outputs) for outputs in run]
+    if data.labels is None:
         return ""
+    labels: Any = as_kind("masks", data.labels)
     sizes = {masks.shape[1:] for masks in found} - {labels.shape[1:]}
     if sizes:
         high, wide = sizes.pop()

@@ -39,7 +39,7 @@ from onnxfi.runtime.data.tokenizer import Tokenizer
 from onnxfi.runtime.engine.ports import Array, Port, shape_text
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.class_scores import only_output
-from onnxfi.tasks.task import Metric, ModelOutputs, Task, labels_misfit
+from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 _LARGEST_FILE, _MOST_LINES = 1 << 26, 1 << 20
 _KINDS = "scores [N,T,classes], tokens [N,T] or texts [N]"
@@ -263,7 +263,6 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
         labels="texts",
         takes_tolerance=False,
         masked=lambda pair: ~pair.once(changed),
-        wrong=lambda pair: pair.once(changed) & ~pair.detected,
         decode=partial(_texts_of, how=how),
         reads=partial(_text_output, how=how),
         misfit=partial(_misfit, how=how),
@@ -307,8 +306,6 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: Charset | Tok
             return f"the output is {array.dtype.name} {shape}; give charset=FILE or tokenizer=FILE to make text of it"
         elif why := how.misfit(array):
             return why
-    if why := labels_misfit("texts", data):
-        return why
     library("rapidfuzz.distance", "metrics")
     return ""
 
