@@ -83,7 +83,7 @@ class FlipTrials:
             raise InputError(f"an attack lowers the accuracy of a classifier, and the samples {why}; give class labels")
         if plain.answers.rows.shape[1] == 1:
             raise InputError(
-                "the output holds numbers of classes, and an attack needs their scores; name the output of those with "
+                "the output holds class indices, and an attack needs their scores; name the output of those with "
                 "--output"
             )
         labels = np.asarray(plain.answers.truth, np.int64)

@@ -1,7 +1,7 @@
 """The meaning of the scored output: scores of classes, one row per sample, or numbers that are only compared.
 
 Class metrics (top-1, SDC-1 and all that rests on them) are taken of scores [N, C] with C of 2 or more, and of nothing
-else; [N, C, 1, 1] is [N, C]. What has another shape, holds class numbers or is named as boxes are gets the metrics of
+else; [N, C, 1, 1] is [N, C]. What has another shape, holds class indices or is named as boxes are gets the metrics of
 any output. Where labels ask for top-1 of such an output, that is an error which says what would fit.
 """
 
@@ -111,13 +111,13 @@ def class_output(declared: ModelOutputs) -> tuple[str, ...]:
 
 
 def _number_output(declared: ModelOutputs) -> str:
-    """Return the only output of a model, where it may hold numbers of classes; empty where it does not."""
+    """Return the only output of a model, where it may hold class indices; empty where it does not."""
     only = declared.ports[0] if len(declared.ports) == 1 else None
     return only.name if only is not None and _may_be_numbers(only) and not declared.non_tensors else ""
 
 
 def _may_be_numbers(port: Port) -> bool:
-    """Return true for an output as it is declared that may hold numbers of classes."""
+    """Return true for an output as it is declared that may hold class indices."""
     shape = port.shape
     return port.dtype in ("int64", "int32") and shape is not None and (len(shape) == 1 or shape[1:] == (1,))
 
@@ -125,7 +125,7 @@ def _may_be_numbers(port: Port) -> bool:
 def by_place(data: Data, classes: Sequence[int] | Sequence[str], ports: Sequence[Port], name: str | None) -> Data:
     """Return data whose labels count the scores, where they are of the `classes` that a model lists in that order.
 
-    An output of labels, as `name` or alone, holds the classes themselves. Class numbers beside listed names count the
+    An output of labels, as `name` or alone, holds the classes themselves. Class indices beside listed names count the
     scores already.
 
     Raises
@@ -198,7 +198,7 @@ def no_class_scores(
     if kind != "auto":
         return ""
     if element.kind in "bcOUST" or (element.kind in "iu" and element.itemsize > 2):
-        return f"{what} is {element.name}, which holds class numbers or text, no scores"
+        return f"{what} is {element.name}, which holds class indices or text, no scores"
     if _OTHER_NAMES.search(name):
         return f"{what} holds no scores of classes by its name"
     return ""

@@ -349,7 +349,7 @@ def remark(
         more = task.remark(scores, output, samples, kind, labelled=labelled) if task.remark else ""
         return f"task {task.name}, as the labels look; --task names another" + (more and f"; {more}")
     if spec == AUTO and task.name == CLASSIFICATION and task.remark is None:
-        return ""  # numbers of classes, which no labels would read otherwise
+        return ""  # class indices, which no labels would read otherwise
     if spec == AUTO:
         return reading(scores, output, samples, kind, labelled=labelled)
     assert task.remark is not None

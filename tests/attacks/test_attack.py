@@ -148,7 +148,7 @@ def test_a_model_that_is_no_classifier_is_refused() -> None:
 @pytest.mark.parametrize(
     ("tail", "labels", "message"),
     [
-        ("ArgMax", [0, 1, 2, 3], "holds numbers of classes, and an attack needs their scores"),
+        ("ArgMax", [0, 1, 2, 3], "holds class indices, and an attack needs their scores"),
         ("Sigmoid", np.eye(10, dtype=int)[[0, 1, 2, 3]] + np.eye(10, dtype=int)[9], "labels of --task multi-label"),
     ],
 )

@@ -102,7 +102,7 @@ def data(labels: Sequence[int] | None, samples: int = 4, classes: int | None = N
         (np.zeros((4, 3, 2), np.float32), "y", "auto", "has shape [4,3,2]"),
         (np.zeros((9, 4), np.float32), "y", "auto", "has 9 rows for 4 samples"),
         (np.zeros((1, 36), np.float32), "y", "auto", "has 1 rows for 4 samples"),
-        (np.zeros((4, 3), np.int64), "ids", "auto", "is int64, which holds class numbers or text"),
+        (np.zeros((4, 3), np.int64), "ids", "auto", "is int64, which holds class indices or text"),
         (np.zeros((4, 3), np.bool_), "y", "auto", "is bool"),
         (np.zeros((4, 3), np.complex64), "y", "auto", "is complex64"),
         (np.full((4, 3), "a", object), "y", "auto", "is object"),

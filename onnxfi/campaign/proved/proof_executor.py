@@ -32,7 +32,7 @@ from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge_pair
 _KEPT_SHARE = 16
 #: Faults of a trial that are proved together at most: with more of them a run takes less.
 _MOST_FAULTS = 64
-#: Numbers of classes, a row for each trial, that are held at once.
+#: Class indices, a row for each trial, that are held at once.
 _MOST_NUMBERS = 1 << 23
 
 

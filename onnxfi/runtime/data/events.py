@@ -252,7 +252,7 @@ def find_recordings(root: Path) -> list[Recording]:
             found += [((0, len(found) + k), row) for k, row in enumerate(rows)]
         elif path.is_dir():
             if not (path.name.isascii() and path.name.isdecimal() and len(path.name) < 10):
-                raise DataError(f"folder {str(path)!r} has no class number for a name; N-MNIST has folders 0 to 9")
+                raise DataError(f"folder {str(path)!r} has no class index for a name; N-MNIST has folders 0 to 9")
             for k, file in enumerate(visible(path)):
                 if file.suffix != ".bin":
                     raise DataError(f"{str(file)!r} is not a recording (.bin); move it away")

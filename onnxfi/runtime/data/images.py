@@ -96,7 +96,7 @@ def open_folder(
         how = replace(how, classes=_listed_classes(names))
     port = _image_port(inputs, how, path)
     found = _find(root, how)
-    numbers = _class_numbers(root, tuple(found), listed=bool(how.classes) and "" not in found)
+    numbers = _class_indices(root, tuple(found), listed=bool(how.classes) and "" not in found)
     lists = dict(enumerate(found.values()) if numbers is None else zip(numbers, found.values(), strict=True))
     order = sorted((rank, label) for label, files in lists.items() for rank in range(len(files)))
     files = tuple(lists[label][rank] for rank, label in order[:limit])
@@ -122,7 +122,7 @@ def _is_number(name: str) -> bool:
     return re.fullmatch(r"\d{1,9}", name, re.ASCII) is not None
 
 
-def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
+def _class_indices(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
     """Return the class of each folder: its position in `classes:`, the number in its name, else its order by name.
 
     None for one folder with another name, which gives no classes. DataError if names and numbers disagree.
@@ -132,7 +132,7 @@ def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple
     if names and all(map(_is_number, names)):
         numbers = tuple(map(int, names))
         if len(set(numbers)) < len(numbers):
-            raise DataError(f"two folders in {str(root)!r} name one class number; keep one")
+            raise DataError(f"two folders in {str(root)!r} name one class index; keep one")
         return numbers
     if len(names) < 2:
         return None

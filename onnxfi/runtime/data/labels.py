@@ -45,7 +45,7 @@ _LARGEST_CLASS = 1 << 15
 
 
 def checked(labels: Array, rows: int, what: str, *, limited: bool = False) -> Labels:
-    """Return labels of as many samples, of more the first where `limited`: class numbers as int64, texts as objects.
+    """Return labels of as many samples, of more the first where `limited`: class indices as int64, texts as objects.
 
     >>> checked(np.array(["a", "b"]), 2, "d.npz")
     array(['a', 'b'], dtype=object)
@@ -111,7 +111,7 @@ def one_hot_columns(labels: Labels) -> int | None:
 
 
 def are_classes(labels: Labels) -> bool:
-    """Return true for labels that may be class numbers, one-hot rows included.
+    """Return true for labels that may be class indices, one-hot rows included.
 
     >>> are_classes(np.array([3, 1])), are_classes(np.array([0.5])), are_classes(np.array([[1, 1]]))
     (True, False, False)
@@ -140,7 +140,7 @@ def _not_classes(labels: Labels) -> str:
     why = f"{_given(labels)}; classes are integers, one per sample, or one-hot rows"
     if labels.dtype.kind in "OUT":
         if labels.size and all(str(label).strip().isdecimal() for label in labels.ravel()):
-            return f"{why}; the lines of a .txt are texts, name a file of class numbers .csv"
+            return f"{why}; the lines of a .txt are texts, name a file of class indices .csv"
         return f"{why}; of names take their places in the list of the model's classes"
     if labels.ndim == 2 and not column and is_binary(labels):
         return f"{why}; rows of several classes are labels of --task multi-label"
@@ -150,7 +150,7 @@ def _not_classes(labels: Labels) -> str:
 
 
 def as_classes(labels: Labels) -> Labels:
-    """Return class numbers (int64 [N])."""
+    """Return class indices (int64 [N])."""
     if why := _not_classes(labels):
         raise DataError(why)
     found = labels.argmax(axis=1) if one_hot_columns(labels) is not None else labels.reshape(-1)

@@ -79,7 +79,7 @@ class BoxFormat:
     anchors : str
         A .npy or .npz file of the anchors of SSD, [A,4]: centre and size.
     ids : str
-        A COCO .json whose category ids are the class numbers of the outputs, where those have gaps as COCO's 1 to 90.
+        A COCO .json whose category ids are the class indices of the outputs, where those have gaps as COCO's 1 to 90.
     """
 
     name: str = "auto"
@@ -142,7 +142,7 @@ class BoxFormat:
 
     @cached_property
     def category_ids(self) -> Floats | None:
-        """The class numbers of the outputs in order, those of a COCO file; None where they follow one another."""
+        """The class indices of the outputs in order, those of a COCO file; None where they follow one another."""
         return np.array(category_ids(Path(self.ids)), np.float64) if self.ids else None
 
     def format(self, arrays: Mapping[str, Array]) -> str:
@@ -164,7 +164,7 @@ class BoxFormat:
 
 
 def _ranks(numbers: Floats, ids: Floats) -> Floats:
-    """Return the place of each class number among the ids; one that is none of them lies behind them all."""
+    """Return the place of each class index among the ids; one that is none of them lies behind them all."""
     ranks = np.minimum(np.searchsorted(ids, numbers), len(ids) - 1).astype(np.float64)
     return np.where(ids[ranks.astype(int)] == numbers, ranks, np.where(numbers >= 0, len(ids) + numbers, numbers))
 

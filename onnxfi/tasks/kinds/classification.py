@@ -25,7 +25,7 @@ import numpy as np
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Flags, float64, share
 from onnxfi.tasks.class_scores import class_misfit, class_output, reading
-from onnxfi.tasks.kinds.class_numbers import CLASS_NUMBERS, balanced
+from onnxfi.tasks.kinds.class_indices import CLASS_INDICES, balanced
 from onnxfi.tasks.kinds.deviation import DEVIATIONS
 from onnxfi.tasks.task import OUTCOME_SUMS, OUTCOMES, Metric, Task
 
@@ -179,7 +179,7 @@ CLASSIFICATION = Task(
     ),
     absent="the scored output is no classifier's; name one with --output",
     labels="classes",
-    alternatives=(CLASS_NUMBERS,),
+    alternatives=(CLASS_INDICES,),
     masked=masked,
     wrong=lambda pair: pair.silent_top,
     reads=class_output,

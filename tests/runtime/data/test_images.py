@@ -307,7 +307,7 @@ def test_folders_named_by_numbers_are_those_classes(tmp_path: Path) -> None:
     assert found.labels is not None and sorted(found.labels.tolist()) == list(range(12)) and found.classes is None
     some = open_data(folders(tmp_path / "some", "7", "10", "003"), [IMAGE])
     assert some.labels is not None and sorted(some.labels.tolist()) == [3, 7, 10]
-    assert refused(folders(tmp_path / "twice", "1", "01"), IMAGE).endswith("name one class number; keep one")
+    assert refused(folders(tmp_path / "twice", "1", "01"), IMAGE).endswith("name one class index; keep one")
 
 
 def test_folders_whose_order_is_not_sure_are_listed_first(tmp_path: Path) -> None:

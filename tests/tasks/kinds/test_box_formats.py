@@ -273,7 +273,7 @@ def test_options_out_of_range_are_refused(options: dict[str, object], message: s
         BoxFormat(**options)  # type: ignore[arg-type]
 
 
-def test_class_numbers_with_gaps_are_the_ids_of_a_coco_file(tmp_path: Path) -> None:
+def test_class_indices_with_gaps_are_the_ids_of_a_coco_file(tmp_path: Path) -> None:
     file = tmp_path / "instances.json"
     file.write_text('{"categories": [{"id": 90}, {"id": 1}, {"id": 3}]}')
     rows = np.array(

@@ -1,4 +1,4 @@
-"""Classification by numbers of classes: an output of integers, [N] or [N,1], as ArgMax and scikit-learn put out.
+"""Classification by class indices: an output of integers, [N] or [N,1], as of ArgMax and scikit-learn.
 
 There are no scores, so no top-5 and no shifts: SDC-1 is every other number, and a sample is masked with its own.
 """
@@ -75,16 +75,16 @@ def balanced_accuracy(pair: AnswerPair) -> float:
 
 
 def misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
-    """Return why a golden run holds no numbers of classes; empty where it does."""
+    """Return why a golden run holds no class indices; empty where it does."""
     found = stacked(run)
     if found.dtype.kind not in "iu" or found.shape not in ((data.samples,), (data.samples, 1)):
-        return f"the output is {found.dtype.name} {shape_text(found.shape)}; numbers of classes are integers [N]"
+        return f"the output is {found.dtype.name} {shape_text(found.shape)}; class indices are integers [N]"
     if found.size and found.min() < 0:
-        return f"the golden run puts out {found.min()}; numbers of classes count from 0"
+        return f"the golden run puts out {found.min()}; class indices count from 0"
     return ""
 
 
-CLASS_NUMBERS = Task(
+CLASS_INDICES = Task(
     "classification",
     (
         Metric("any_sdc1", label="any SDC-1", per="trial", any_of="sdc1"),

@@ -1,4 +1,4 @@
-"""Numbers of classes as answers: outcomes, metrics against scikit-learn, what does not fit."""
+"""Class indices as answers: outcomes, metrics against scikit-learn, what does not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import as_run
-from onnxfi.tasks.kinds.class_numbers import CLASS_NUMBERS
+from onnxfi.tasks.kinds.class_indices import CLASS_INDICES
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.outcomes import GoldenRun, failed, judge
 from onnxfi.tasks.registry import choose_task, remark
@@ -19,7 +19,7 @@ from onnxfi.tasks.registry import choose_task, remark
 
 def golden_of(numbers: Any, labels: Any = None) -> GoldenRun:
     labels = None if labels is None else np.array(labels)
-    return GoldenRun.of(np.array(numbers), labels, CLASS_NUMBERS, "auto", 0.0, ("crash", "nonfinite"))
+    return GoldenRun.of(np.array(numbers), labels, CLASS_INDICES, "auto", 0.0, ("crash", "nonfinite"))
 
 
 def test_metrics_are_scikit_learns_on_a_hundred_random_cases() -> None:
@@ -79,6 +79,6 @@ def test_the_form_of_the_task_follows_from_the_output(scores: Any, labels: Any, 
 def test_what_may_be_anything_is_no_class_without_labels() -> None:
     data = Data((), 2, None, False, "", None, None)  # type: ignore[arg-type]
     assert choose_task("auto", np.zeros(2, np.int64), "y", data).name == "deviation"
-    assert choose_task("classification", np.zeros(2, np.int64), "y", data) is CLASS_NUMBERS
+    assert choose_task("classification", np.zeros(2, np.int64), "y", data) is CLASS_INDICES
     with pytest.raises(DataError, match="task classification does not fit"):
         choose_task("classification", np.array([-1, 2]), "y", data)
