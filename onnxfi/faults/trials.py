@@ -189,20 +189,18 @@ class Faults(Sequence[Fault]):
     @cached_property
     def word_count(self) -> int:
         """Number of different words that have faults."""
-        return int(np.unique(np.stack([self.sites.target, self.sites.index]), axis=1).shape[1])
+        return int(np.count_nonzero(_by_word(self.sites)[1]))
 
     def changed_by_target(self) -> NDArray[np.int64]:
         """Return the number of changed words of each target after all faults ([targets])."""
         found = np.zeros(len(self.targets), np.int64)
         if self.before is None or self.after is None:
             return found
-        place = np.lexsort((np.arange(len(self)), self.sites.index, self.sites.target))
-        target, index = self.sites.target[place], self.sites.index[place]
-        # Faults of one word follow one another: the first has the word as it is stored, the last as it is at the end.
-        edge = np.ones(len(place) + 1, np.bool_)
-        edge[1:-1] = (target[1:] != target[:-1]) | (index[1:] != index[:-1])
-        moved = self.before[place][edge[:-1]] != self.after[place][edge[1:]]
-        return found + np.bincount(target[edge[:-1]][moved], minlength=len(found))
+        place, first = _by_word(self.sites)
+        # The first fault of a word has the word as it is stored, the last one as it is at the end.
+        last = np.append(first[1:], True)
+        moved = self.before[place][first] != self.after[place][last[: len(place)]]
+        return found + np.bincount(self.sites.target[place][first][moved], minlength=len(found))
 
 
 def concatenate_faults(parts: Sequence[Faults]) -> Faults:
@@ -467,10 +465,7 @@ def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
     Several faults in one word act in the order of the rows, each on the result of the one before. Returns the faults
     with their words, and for each row the final word at its site.
     """
-    place = np.lexsort((np.arange(len(faults)), faults.sites.index, faults.sites.target))
-    t, i = faults.sites.target[place], faults.sites.index[place]
-    first = np.ones(len(place), bool)
-    first[1:] = (t[1:] != t[:-1]) | (i[1:] != i[:-1])
+    place, first = _by_word(faults.sites)
     group = np.cumsum(first) - 1
     rank = np.arange(len(place)) - np.flatnonzero(first)[group] if len(place) else group
     now = stored[place][first].copy()
@@ -484,6 +479,13 @@ def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
     final = np.zeros(len(faults), np.uint64)
     final[place] = now[group]
     return replace(faults, before=before, after=after), final
+
+
+def _by_word(sites: Sites) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the order of sites by word, and where in it a word is the first time."""
+    place = np.lexsort((np.arange(len(sites)), sites.index, sites.target))
+    words = np.stack([sites.target[place], sites.index[place]])
+    return place, np.append(np.ones(min(1, len(place)), np.bool_), (words[:, 1:] != words[:, :-1]).any(axis=0))
 
 
 def _apply(faults: Faults, rows: Any, before: Words) -> Words:

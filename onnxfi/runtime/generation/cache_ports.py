@@ -114,7 +114,7 @@ def match_cache(inputs: Sequence[Port], outputs: Sequence[Port], where: str = "t
         if present is None and not cross:
             raise InputError(
                 f"{where}: the cache cannot be matched: input {port.name!r} has no output that feeds it; inputs "
-                f"{_names(pasts)}, outputs {_names(outputs)}; name them past_key_values.N.key and present.N.key"
+                f"{listed(pasts)}, outputs {listed(outputs)}; name them past_key_values.N.key and present.N.key"
             )
         if present is not None and not _fits(port, present):
             raise InputError(
@@ -148,7 +148,8 @@ def check_sizes(cache: Sequence[CacheTensor], where: str) -> None:
             )
 
 
-def _names(ports: Sequence[Port]) -> str:
-    names = [repr(port.name) for port in ports]
+def listed(ports: Sequence[Port]) -> str:
+    """Return the names of some inputs or outputs for a message."""
+    names = [port.name for port in ports]
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return (", ".join(names[:_MOST_NAMES]) or "none") + more

@@ -18,7 +18,7 @@ from onnxfi.errors import InputError
 from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.engine.recently_used import RecentlyUsed
-from onnxfi.runtime.generation.cache_ports import CacheTensor, is_past, is_present, match_cache
+from onnxfi.runtime.generation.cache_ports import CacheTensor, is_past, is_present, listed, match_cache
 
 #: The input of prompts of tokens.
 PROMPTS = "input_ids"
@@ -47,21 +47,16 @@ def part_of(session: Session, where: str) -> Part:
         return Part.PREFILL
     if any(port.name == "logits" for port in session.outputs):
         raise InputError(
-            f"{where} gives logits and no cache: its inputs are {_listed(session.inputs)}, its outputs "
-            f"{_listed(session.outputs)}; export the decoder with past key values (present.N.key, present.N.value)"
+            f"{where} gives logits and no cache: its inputs are {listed(session.inputs)}, its outputs "
+            f"{listed(session.outputs)}; export the decoder with past key values (present.N.key, present.N.value)"
         )
     if any(len(port.shape or ()) == 3 and "float" in port.dtype for port in session.outputs):
         return Part.ENCODER
     raise InputError(
-        f"{where} is no decoder with a cache: its inputs are {_listed(session.inputs)}, its outputs "
-        f"{_listed(session.outputs)}; a decoder takes input_ids and past_key_values.N.key, and gives logits and "
+        f"{where} is no decoder with a cache: its inputs are {listed(session.inputs)}, its outputs "
+        f"{listed(session.outputs)}; a decoder takes input_ids and past_key_values.N.key, and gives logits and "
         f"present.N.key"
     )
-
-
-def _listed(ports: tuple[Port, ...]) -> str:
-    names = [port.name for port in ports]
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ class DecoderStage:
                 if present not in outputs:
                     raise InputError(
                         f"{where}: the cache cannot be matched: {one.past.name!r} of the decoder of single tokens "
-                        f"needs the output {present!r}; outputs {_listed(session.outputs)}"
+                        f"needs the output {present!r}; outputs {listed(session.outputs)}"
                     )
                 presents[one.past.name] = present
         return cls(session, where, cache, presents, _logits_of(session, where))
@@ -169,7 +164,7 @@ def _logits_of(session: Session, where: str) -> str:
     if len(named) != 1:
         raise InputError(
             f"{where}: the scores of tokens [samples,positions,tokens] are none of its outputs, or several: "
-            f"{_listed(session.outputs)}; name them logits"
+            f"{listed(session.outputs)}; name them logits"
         )
     return named[0]
 
@@ -194,7 +189,7 @@ class EncoderStage:
         numbers = [port for port in named if "float" in port.dtype and len(port.shape or ()) > 1]
         if not tokens and (len(named) > 1 or not numbers):
             raise InputError(
-                f"{where}: its inputs are {_listed(session.inputs)}, and a generation loop feeds an encoder input_ids, "
+                f"{where}: its inputs are {listed(session.inputs)}, and a generation loop feeds an encoder input_ids, "
                 f"or one input of numbers, as input_features of speech, and attention_mask"
             )
         return cls(session, where, (tokens or numbers)[0], kept)
