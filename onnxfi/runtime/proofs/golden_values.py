@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +15,13 @@ from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.engine.ports import Port, same_bytes
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.partial.golden_cache import feed_of
-from onnxfi.runtime.proofs.bounds import Floats
 
 #: Operators that add up products of inputs and weights.
 LINEAR = frozenset(("Conv", "Gemm", "MatMul"))
 
 
-@dataclass(frozen=True)
-class Golden:
-    """Golden activations of some samples by name ([samples, …]), as the runtime computes them."""
-
-    values: Mapping[str, NDArray[Any]] = field(repr=False)
-
-    def of(self, name: str) -> Floats:
-        """Return an activation as float64."""
-        return self.values[name].astype(np.float64)
+#: Golden activations of some samples by name ([samples, …]), as the runtime computes them.
+Golden: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 def needed_activations(net: PartitionGraph, tensor: str, scored: str) -> tuple[str, ...]:
@@ -92,4 +83,4 @@ def golden_activations(
         raise UnprovableError(str(error)) from error
     if not same_bytes(values[needed[-1]].reshape(scores.shape), scores):
         raise UnprovableError("the golden activations come with other scores")
-    return Golden(values)
+    return values

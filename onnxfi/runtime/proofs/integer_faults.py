@@ -240,13 +240,13 @@ def open_integer_proofs(
     scale = layers_of(net, scored)[1]
     kept, outputs = list[Floats](), list[NDArray[np.float32]]()
     for number, layer in enumerate(layers):
-        values = golden.values[layer.name]
+        values = golden[layer.name]
         sums = wrapped(layer.sums(values))
         made = layer.quantised(sums, slice(None))
         if number + 1 < len(layers):
-            known = golden.values[layers[number + 1].name]
+            known = golden[layers[number + 1].name]
         else:
-            known = golden.values[scored].reshape(made.shape)
+            known = golden[scored].reshape(made.shape)
             made = (made - np.float32(scale.zero)) * scale.scale
         if made.size != known.size or not np.array_equal(made.reshape(known.shape), known):
             raise UnprovableError(f"the runtime rounds {layer.output!r} in another way")
@@ -254,5 +254,5 @@ def open_integer_proofs(
         outputs.append(made)
     first = layers[0]
     quantised = outputs[0] if len(layers) > 1 else first.quantised(kept[0], slice(None))
-    inputs = golden.of(first.name) - first.taken.zero
+    inputs = golden[first.name].astype(np.float64) - first.taken.zero
     return IntegerProofs(layers, inputs, tuple(kept[:2]), quantised, top, tensor == first.bias, limited[0])

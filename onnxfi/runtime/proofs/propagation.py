@@ -115,18 +115,18 @@ def path_from(net: PartitionGraph, node: int, golden: Golden, scored: str, top: 
         if behind > _DEEPEST:
             raise UnprovableError(f"more than {_DEEPEST} linear operators lie behind a fault")
         name = one.output[0]
-    scores = golden.of(before).reshape(len(top), -1)
+    scores = golden[before].astype(np.float64).reshape(len(top), -1)
     return Path(first, tuple(rules), top, scores, margin)
 
 
 def linear(net: PartitionGraph, node: int, golden: Golden) -> Linear:
     """Return the rule of a linear operator with stored weights; UnprovableError if there is none."""
     one = net.proto.graph.node[node]
-    if one.input[0] not in golden.values:
+    if one.input[0] not in golden:
         raise UnprovableError(f"no golden values of {one.input[0]!r}")
     weights = _stored(net, one.input[1])
     bias = _stored(net, one.input[2]) if len(one.input) > _ROWS and one.input[2] else None
-    inputs = golden.of(one.input[0])
+    inputs = golden[one.input[0]].astype(np.float64)
     product: Product
     if one.op_type == "Conv":
         product = convolution(one, weights)
@@ -169,8 +169,8 @@ def _rule(net: PartitionGraph, node: onnx.NodeProto, name: str, golden: Golden, 
         return (Average(None),)
     if kind == "AveragePool" and not any((pool := window(node)).pads):
         return (Average(pool),)
-    if kind in ("Reshape", "Flatten") and node.output[0] in golden.values:
-        return (Flatten(golden.values[node.output[0]].shape),)
+    if kind in ("Reshape", "Flatten") and node.output[0] in golden:
+        return (Flatten(golden[node.output[0]].shape),)
     if kind == "Add":
         return (_sum(net, node, name, golden, terms),)
     if kind == "BatchNormalization" and len(node.output) == 1:
@@ -180,10 +180,10 @@ def _rule(net: PartitionGraph, node: onnx.NodeProto, name: str, golden: Golden, 
 
 def _sum(net: PartitionGraph, node: onnx.NodeProto, name: str, golden: Golden, terms: int) -> Sum:
     other = node.input[1] if node.input[0] == name else node.input[0]
-    if name == other or not (other in net.stored or other in golden.values):
+    if name == other or not (other in net.stored or other in golden):
         raise UnprovableError("no rule for this Add")
-    if other in golden.values:
-        return Sum(golden.of(other), terms)
+    if other in golden:
+        return Sum(golden[other].astype(np.float64), terms)
     return Sum(_stored(net, other), terms, stored=True)
 
 

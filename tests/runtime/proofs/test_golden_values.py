@@ -28,6 +28,6 @@ def test_needed_activations_are_read_as_the_runtime_gives_them(tmp_path) -> None
     scores = session.run({"x": x})["y"][:2]
     batches = [Batch(0, {"x": x}, None, 3, 2)]
     found = golden_activations(engine, net, session.inputs, batches, scores, ("x", "a", "y"))
-    assert found.of("a").tolist() == [[0, 0], [2, 4]] and found.of("x").shape == (2, 2)
+    assert found["a"].tolist() == [[0, 0], [2, 4]] and found["x"].shape == (2, 2)
     with pytest.raises(UnprovableError, match="other scores"):
         golden_activations(engine, net, session.inputs, batches, scores + 1, ("x", "a", "y"))

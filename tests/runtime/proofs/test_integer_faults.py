@@ -149,7 +149,7 @@ def test_a_runtime_that_rounds_otherwise_proves_nothing(tmp_path: Path) -> None:
     batch = Batch(0, {"x": x}, None, len(x), len(x))
     golden = golden_activations(engine, net, session.inputs, [batch], scores, needed_integers(net, "w2", "y"))
     name = needed_integers(net, "w3", "y")[0]
-    golden.values[name].reshape(-1)[5] ^= 1
+    golden[name].reshape(-1)[5] ^= 1
     with pytest.raises(UnprovableError, match="in another way"):
         open_integer_proofs(net, "w2", golden, "y", scores.argmax(1).astype(np.int16), exact=lambda layer: True)
     with pytest.raises(UnprovableError, match="no weight of a quantised operator"):

@@ -10,7 +10,6 @@ from onnxfi.errors import UnprovableError
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.runtime.proofs.bounds import ValueBounds
-from onnxfi.runtime.proofs.golden_values import Golden
 from onnxfi.runtime.proofs.propagation import UNKNOWN, path_from, with_samples
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 0, 0, 1}> '
@@ -24,7 +23,7 @@ def graph_of(folder, body: str) -> PartitionGraph:
 
 def test_a_class_is_certain_above_all_others_only(tmp_path) -> None:
     x = np.array([[1, 0], [0.5, 0.5], [0, 1]], np.float32)
-    golden = Golden({"x": x, "y": x})
+    golden = {"x": x, "y": x}
     path = path_from(graph_of(tmp_path, "{ y = MatMul(x, w) }"), 0, golden, "y", np.array([0, 0, 1], np.int16))
     for change, found in ((0.0, [[0, UNKNOWN, 1]]), (2.0, [[0, 0, 0]]), (1.0, [[0, 0, UNKNOWN]])):
         added = np.full((1, 3, 1), change)
@@ -46,6 +45,6 @@ def test_a_class_is_certain_above_all_others_only(tmp_path) -> None:
     ],
 )
 def test_what_has_no_rule_is_named(body: str, why: str, tmp_path) -> None:
-    golden = Golden({name: np.ones((2, 2), np.float32) for name in "xhaby"})
+    golden = {name: np.ones((2, 2), np.float32) for name in "xhaby"}
     with pytest.raises(UnprovableError, match=why):
         path_from(graph_of(tmp_path, body), 0, golden, "y", np.zeros(2, np.int16))
