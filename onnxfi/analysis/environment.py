@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.description import Fields, is_number
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.space import NamePattern
+from onnxfi.file_fields import Fields, is_number
 from onnxfi.runtime.data.untrusted_yaml import load_fields
 
 #: Kinds of tensors that a memory holds as a whole.

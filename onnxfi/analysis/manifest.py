@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.description import parse_json, read_bytes
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector, Target
+from onnxfi.file_fields import parse_json, read_bytes
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.external_data import tensors_in
 from onnxfi.graph.model.loading import Model, ModelLike, load

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxfi.description import Fields
 from onnxfi.errors import InputError, SpecError
+from onnxfi.file_fields import Fields
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.protection.memory_codes import CodeAssignment, parse_code_assignment, parse_memory_code
 from onnxfi.protection.protections import parse_protection

@@ -13,8 +13,8 @@ import yaml
 
 from onnxfi.campaign.spec.designs import FaultMixPart
 from onnxfi.campaign.spec.flat_fields import brief, build, flat_fields, given_fields, parse_rates
-from onnxfi.description import read_bytes
 from onnxfi.errors import SpecError, closest
+from onnxfi.file_fields import read_bytes
 from onnxfi.runtime.data.untrusted_yaml import LARGEST_FILE, compose_yaml, scalar
 
 T = TypeVar("T")

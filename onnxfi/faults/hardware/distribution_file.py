@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import Fields
 from onnxfi.errors import FaultError, SelectorError, closest
 from onnxfi.faults.hardware.cells import CellArray
 from onnxfi.faults.hardware.fault_description import Description
@@ -18,6 +17,7 @@ from onnxfi.faults.hardware.patterns import AxisRule, affected_elements
 from onnxfi.faults.models import Set
 from onnxfi.faults.sites import Target
 from onnxfi.faults.words import WORDS, Word, parse_bits, select_bits
+from onnxfi.file_fields import Fields
 
 FILE = Description(
     "distribution", "docs/reference/distribution.md", ("version", "name", "source", "tables"), "TABLE.json"

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxfi.description import Fields, parse_json, read_bytes
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
+from onnxfi.file_fields import Fields, parse_json, read_bytes
 
 VERSION, _MAX_BYTES = 1, 1 << 20
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import Fields
 from onnxfi.errors import FaultError
 from onnxfi.faults.hardware.fault_description import VERSION, Description
+from onnxfi.file_fields import Fields
 
 _KEYS = ("version", "name", "source", "axis", "size_bits", "range", "statistics", "instances")
 #: A measured instance has a line for each cell that fails, so the file may be large.

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import Fields
 from onnxfi.errors import FaultError
 from onnxfi.faults.hardware.fault_description import Description
 from onnxfi.faults.sampling import permute
 from onnxfi.faults.sites import Target
+from onnxfi.file_fields import Fields
 
 _KEYS = (
     "version", "name", "source", "bases", "pages", "memory_bytes", "row_bytes", "banks", "lanes", "chips", "order",

@@ -15,11 +15,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import Fields
 from onnxfi.faults.fault_model import FaultModel, parse_model, with_installed
 from onnxfi.faults.hardware.fault_description import DescribedFault, Description
 from onnxfi.faults.models import BUILT_IN
 from onnxfi.faults.neuron_models import NEURON_MODELS
+from onnxfi.file_fields import Fields
 
 FILE = Description(
     "pattern", "docs/how-to/patterns.md",

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from onnxfi.description import Fields
 from onnxfi.errors import ModelError, closest
+from onnxfi.file_fields import Fields
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model, parse

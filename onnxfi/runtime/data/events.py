@@ -23,8 +23,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import read_text
 from onnxfi.errors import DataError
+from onnxfi.file_fields import read_text
 from onnxfi.runtime.data.batches import Data, layout
 from onnxfi.runtime.data.images import file_inside, visible
 from onnxfi.runtime.engine.ports import Array, Port, element_type, one_line

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import read_text
 from onnxfi.errors import DataError, closest
+from onnxfi.file_fields import read_text
 from onnxfi.runtime.data.preprocess import Preprocess, read_preprocess
 from onnxfi.runtime.engine.ports import Array, Port, element_type, fits, one_line, shape_text
 

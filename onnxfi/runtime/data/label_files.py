@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.description import read_text
 from onnxfi.errors import DataError, closest
+from onnxfi.file_fields import read_text
 from onnxfi.runtime.data.images import Frame, ImageFolder, open_image
 from onnxfi.runtime.data.labels import VOID, Labels, checked
 from onnxfi.runtime.data.npz import memory_bytes, read_npy, read_npz

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from onnxfi.description import Fields, is_number
 from onnxfi.errors import DataError, closest
+from onnxfi.file_fields import Fields, is_number
 from onnxfi.runtime.engine.ports import Port, one_line
 
 #: Pixels of a side where neither a description nor the model says how many.

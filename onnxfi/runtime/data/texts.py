@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import read_text
 from onnxfi.errors import DataError
+from onnxfi.file_fields import read_text
 from onnxfi.runtime.data.decoder_inputs import TOKENS
 from onnxfi.runtime.data.in_memory import LABELS
 from onnxfi.runtime.data.labels import NOT_SCORED

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from onnxfi.description import read_bytes
 from onnxfi.errors import DataError
 from onnxfi.extensions import library
+from onnxfi.file_fields import read_bytes
 from onnxfi.runtime.engine.ports import one_line
 
 _LARGEST_FILE = 1 << 28

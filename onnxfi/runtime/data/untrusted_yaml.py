@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from onnxfi.description import Fields, read_bytes
 from onnxfi.errors import InputError
+from onnxfi.file_fields import Fields, read_bytes
 from onnxfi.numbers import vanishes
 
 LARGEST_FILE = 1 << 20

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.description import read_text
 from onnxfi.errors import DataError
+from onnxfi.file_fields import read_text
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.open_data import open_data
 from onnxfi.runtime.data.tokenizer import Tokenizer

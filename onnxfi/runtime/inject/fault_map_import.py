@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.description import Fields, read_text
 from onnxfi.errors import DataError, FaultError
 from onnxfi.faults.hardware.fault_map_file import FILE, map_row, parse_map
+from onnxfi.file_fields import Fields, read_text
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.runtime.data.npz import read_npz
 

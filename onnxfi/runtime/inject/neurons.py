@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.description import Fields
 from onnxfi.errors import ModelError
+from onnxfi.file_fields import Fields
 from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import read_neuron_table

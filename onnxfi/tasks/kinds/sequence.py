@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.description import read_text
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
+from onnxfi.file_fields import read_text
 from onnxfi.numbers import named_whole, optional_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, as_kind

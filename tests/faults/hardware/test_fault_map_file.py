@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxfi.description import Fields
 from onnxfi.faults.hardware.fault_map_file import map_row, parse_map
+from onnxfi.file_fields import Fields
 
 
 def test_points_are_ordered_from_no_stress_to_the_most() -> None:

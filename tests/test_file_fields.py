@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from onnxfi.description import Fields, parse_json, read_bytes, read_text
 from onnxfi.errors import DataError, FaultError
+from onnxfi.file_fields import Fields, parse_json, read_bytes, read_text
 
 
 def fields(value: Any) -> Fields:

@@ -1,4 +1,4 @@
-"""Descriptions: files of bounded size and the fields that they hold, with one wording for what is wrong in them."""
+"""Fields of files: read from files of bounded size, with one wording for what is wrong in them."""
 
 from __future__ import annotations
 
