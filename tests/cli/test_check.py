@@ -217,7 +217,7 @@ def test_a_newer_budget_and_unknown_keys(run: Run) -> None:
     assert (ran.code, ran.err) == (
         2,
         "onnxfi: error: v.yaml, line 1, column 10: version 2 of a budget; this onnxfi reads version 1; update onnxfi, "
-        "or write the budget anew\n",
+        "or write it anew\n",
     )
     Path("v.yaml").write_text("version: 1\ncampaign: {ber: 0.01}\nlimits:\n- {rate: sdc1, maxx: 1}\n")
     ran = run("check", "m.onnx", "--budget", "v.yaml")
