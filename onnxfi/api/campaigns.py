@@ -69,6 +69,8 @@ def assess(
 
     Examples
     --------
+    >>> import tempfile
+    >>> from pathlib import Path
     >>> import numpy as np
     >>> with np.load("models/fashion_test.npz") as archive, tempfile.TemporaryDirectory() as folder:
     ...     images = {name: array[:20] for name, array in archive.items()}

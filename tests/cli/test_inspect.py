@@ -156,7 +156,7 @@ def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) 
         ),
         (["instrument", "{snn}", "--neurons", "none.yaml"], "--neurons has no effect without --target neurons"),
         (["inspect", "{snn}", "--neurons", "none.yaml"], "cannot read 'none.yaml'"),
-        (["inspect", "{snn}", "--neurons", "{map}"], "names the spike 'spikes', which is not in this model"),
+        (["inspect", "{snn}", "--neurons", "{map}"], "spike names 'spikes', which is not in this model"),
     ],
 )
 def test_flags_without_effect_on_neurons_are_refused(

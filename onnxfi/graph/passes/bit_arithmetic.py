@@ -44,6 +44,7 @@ _REFUSED = {
 def body_for(word: Word, opset: int, body: str = "auto") -> str:
     """Return the body for words of this format at this opset, `native` or `portable`; ModelError if there is none.
 
+    >>> from onnxfi.faults.words import WORDS
     >>> body_for(WORDS["float32"], 26), body_for(WORDS["float32"], 17)
     ('native', 'portable')
     """

@@ -41,6 +41,7 @@ class ExposeNeurons(ModelPass[None]):
     Examples
     --------
     >>> from onnxfi.graph.model.loading import load, parse
+    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
     >>> model = load("models/fashion_snn.onnx")
     >>> made, _ = ExposeNeurons(find_spiking_layers(model).layers).run(parse(model))
     >>> [target.id for target in load(made).targets if target.id.startswith("lif3/")]

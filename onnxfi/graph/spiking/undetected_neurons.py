@@ -73,7 +73,7 @@ def _tensors(row: Fields, field: str, known: Mapping[str, Activation]) -> list[A
     names = row.texts(field, "a tensor, or a list of them", alone=True)
     for name in names:
         if name not in known:
-            raise row.fail(f"{field} {name!r}, which is not in this model{closest(name, known)}")
+            raise row.fail(f"{field} names {name!r}, which is not in this model{closest(name, known)}")
     return [known[name] for name in names]
 
 

@@ -232,6 +232,7 @@ def sequence(charset: str = "", tokenizer: str = "", blank: int = 0, end: int | 
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "letters.txt").write_text("a\\nb\\n")
     ...     task = sequence(charset=str(Path(folder, "letters.txt")))

@@ -305,7 +305,7 @@ def test_a_store_whose_spikes_are_counted_is_bound_to_the_file(here: Path) -> No
         ({"time_axis": 0}, "several outputs could be spikes over time; name one with --output: spikes1, spikes2"),
         ({"time_axis": -1}, "time_axis -1 is out of range; give 0 to 63"),
         ({"expose": False, "neurons": "map.yaml"}, "neurons requires expose"),
-        ({"neurons": "map.yaml"}, "names the spike 'spike_9', which is not in this model"),
+        ({"neurons": "map.yaml"}, "spike names 'spike_9', which is not in this model"),
     ],
 )
 def test_neurons_that_do_not_exist_are_refused(here: Path, fields: dict[str, Any], says: str) -> None:
