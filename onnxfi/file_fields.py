@@ -19,10 +19,15 @@ _REQUIRED: Any = object()
 Default = TypeVar("Default")
 
 
-def read_bytes(path: str | Path, most: int, error: type[InputError] = InputError) -> bytes:
-    """Return the bytes of a file, also of a device without an end; `error` if none can be read, or more."""
+def read_bytes(path: str | Path, most: int, error: type[InputError] = InputError, *, regular: bool = False) -> bytes:
+    """Return the bytes of a file; `error` if none can be read, or more.
+
+    What is no regular file, as a pipe, whose writer may never come, is read too, unless it must be `regular`.
+    """
     name = repr(str(path)[:200])
     try:
+        if regular and Path(path).exists() and not Path(path).is_file():
+            raise error(f"cannot read {name}: it is no regular file")
         with Path(path).open("rb") as stream:
             data = stream.read(most + 1)
     except (OSError, ValueError) as why:  # ValueError: a name with a NUL
@@ -106,7 +111,7 @@ class Fields:
 
     def refuse(self, name: str, allowed: str) -> InputError:
         """Return the error for a value that a field does not take."""
-        return self.fail(f"{name} is {_brief(self.values[name])}; it takes {allowed}")
+        return self.fail(f"{_shown(name)} is {_brief(self.values[name])}; it takes {allowed}")
 
     def take(self, name: str, fits: Callable[[Any], bool], allowed: str, default: Any = _REQUIRED) -> Any:
         """Return the value of a field if it `fits`, its default if it is not given."""
@@ -204,6 +209,12 @@ class Fields:
             Fields.of(one, known, f"{self.where}: {f'{item} {k + 1}' if item else f'{name}[{k}]'}", self.error)
             for k, one in enumerate(listed)
         )
+
+
+def _shown(name: str) -> str:
+    """Return the name of a field, which may be a file's own, for a message."""
+    plain = name.replace("_", "").isalnum() and len(name) <= _LONGEST_NAME
+    return name if plain else repr(name[:_LONGEST_NAME])
 
 
 def _brief(value: Any) -> str:

@@ -80,9 +80,9 @@ def _check_ends(name: str, found: float, what: str, least: float | None, most: f
         raise InputError(f"{name} {found} is out of range; give {what} from {ends}")
 
 
-def optional_whole(name: str, value: Any) -> int | None:
-    """Return a whole number that a caller may give."""
-    return None if value is None else named_whole(name, value)
+def optional_whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int | None:
+    """Return a whole number that a caller may give, within these ends."""
+    return None if value is None else named_whole(name, value, least, most)
 
 
 def named_number(name: str, value: Any, least: float | None = None, most: float | None = None) -> float:

@@ -122,7 +122,11 @@ class Manifest:
     def read(cls, file: str | Path) -> Manifest:
         """Read a manifest; InputError where the file is none, is damaged, or is of another version."""
         where = quoted(file)
-        held = parse_json(read_bytes(file, MOST_BYTES), f"{where} is no manifest: it")
+        text = read_bytes(file, MOST_BYTES)
+        try:
+            held = parse_json(text, where)
+        except InputError:
+            raise InputError(f"{where} is no manifest, or is damaged; onnxfi manifest MODEL writes one") from None
         if not isinstance(held, dict) or held.get("format") != FORMAT:
             raise InputError(f"{where} is no manifest; onnxfi manifest MODEL writes one")
         if held.get("version") != VERSION or held.get("chunk_bytes") != CHUNK_BYTES:

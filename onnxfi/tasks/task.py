@@ -275,7 +275,8 @@ class Task:
         Returns the samples of an `AnswerPair` that count as golden ([N]); one that is DUE never does.
     wrong : callable, optional
         Returns the samples whose answer is another one silently ([N]); reports say from them how much the choice of
-        samples adds to `headline`. By default those that `masked`, where it is given, leaves out and that are not DUE.
+        samples adds to `headline`, whose share they are. By default, where `masked` is given and `headline` is
+        `sdc_samples`, those that `masked` leaves out and that are not DUE.
     decode : callable, optional
         Returns the answer of each of the n samples of some `Outputs`: an array [n, …], or a sequence of n texts, arrays
         or dataclasses. Row r of an output with n rows belongs to sample `outputs.samples[r]`; rows of an output of
@@ -351,18 +352,19 @@ class Task:
         metrics = (*COMMON, *own)
         shown = tuple((name,) for name in (*(m.name for m in own), "sdc", "due"))
         columns = self.columns or shown
+        shares = [m.name for m in metrics if m.name == self.headline and m.share]
         for name, value in {
             "metrics": metrics,
             "reported": self.reported or tuple(m.name for m in metrics),
             "evaluated": self.evaluated or tuple(m.name for m in metrics if m.function is not None),
             "columns": columns,
             "page_columns": self.page_columns or (*(name for names in columns for name in names), "masked"),
-            "panels": self.panels or (self.headline, "sdc", "due"),
+            "panels": self.panels or tuple(dict.fromkeys((*shares, "sdc", "due"))),
             "compared": self.compared or (*(name for name in self.curves if name != "sdc"), "sdc_samples", "sdc"),
-            "tiles": self.tiles or (self.headline, "due"),
+            "tiles": self.tiles or tuple(dict.fromkeys((self.headline, "due"))),
         }.items():
             object.__setattr__(self, name, value)
-        if self.wrong is None and self.masked is not _within_tolerance:
+        if self.wrong is None and self.headline == "sdc_samples" and self.masked is not _within_tolerance:
             object.__setattr__(self, "wrong", partial(_silently_other, masked=self.masked))
         if self.misfit is not None:
             object.__setattr__(self, "misfit", partial(_misfit, check=self.misfit, labels=self.labels))

@@ -34,6 +34,15 @@ DATA = Data((), 4, None, False, "", None, None)
 every_task = pytest.mark.parametrize("task", list(known_tasks()), ids=lambda task: task.name)
 
 
+@pytest.mark.parametrize(("headline", "known"), [("sdc_samples", True), ("sdc", False), ("warm", False)])
+def test_silent_errors_are_known_by_default_where_the_headline_is_their_share(headline: str, known: bool) -> None:
+    warm = Metric("warm", lambda pair: 0.0, unit="cm", bounds=(0, np.inf))
+    made = Task("thermo", (warm,), headline=headline, masked=lambda pair: pair.distances <= 1)
+    assert (made.wrong is not None) is known
+    assert "warm" not in made.panels, "bars are shares"
+    assert len(set(made.panels)) == len(made.panels) and len(set(made.tiles)) == len(made.tiles)
+
+
 @every_task
 def test_a_task_is_declared_whole(task: Task) -> None:
     views = (*task.reported, *task.evaluated, *task.page_columns, *task.panels, *task.curves, *task.compared,

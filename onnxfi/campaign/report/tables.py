@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +93,22 @@ def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = Fals
     summary), each other table is `detail-MODEL.csv` and the like.
     """
     make_folder(Path(folder))
-    return [write_table(Path(folder, name), rows) for name, rows in _csv_tables(found, by_model=by_model).items()]
+    return [write_table(Path(folder, name), lines()) for name, lines in _csv_tables(found, by_model=by_model).items()]
 
 
-def _csv_tables(found: CampaignRates, *, by_model: bool) -> dict[str, Iterable[dict[str, Any]]]:
-    """Return the lines of each CSV file by its name."""
+def _csv_tables(found: CampaignRates, *, by_model: bool) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+    """Return by the name of each CSV file what yields its lines."""
     over = swept_over(found)
     rates = "per_sample" if found.campaign["design"] == "per_sample" else over if over in CONDITION_SAMPLERS else "ber"
-    tables: dict[str, Iterable[dict[str, Any]]] = {
-        "detail": found.details(),
+    tables: dict[str, Sequence[dict[str, Any]]] = {
         "summary": [_flat("", found.everything, found)],
         "rates": [_flat(rates, fold, found) for fold in found.by_rate],
         "layers": [_flat("layer", fold, found) for fold in found.by_layer],
         "bits": [_flat("bit", fold, found) for fold in found.by_bit],
         "classes": classes(found),
     }
-    kept = {name: rows for name, rows in tables.items() if rows}
+    kept: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {"detail": found.details}
+    kept |= {name: partial(iter, rows) for name, rows in tables.items() if rows}
     model, main = Path(found.header.file).stem or "model", "rates" if "rates" in kept else "summary"
     names = {name: f"{name}-{model}" if name != main else model for name in kept} if by_model else {}
     return {f"{names.get(name, name)}.csv": rows for name, rows in kept.items()}
@@ -127,13 +127,17 @@ def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
     return row
 
 
-def values_by_rate(found: CampaignRates, metric: Metric) -> dict[str, NDArray[np.float64]]:
-    """Return the values of a metric in the trials at each rate of a sweep."""
-    rates = {s["stratum"]: s["ber"] for s in found.strata if s["ber"] is not None}
-    with Store.open(found.store, checked=True) as opened:
+def values_by_rate(campaign: CampaignRates, metric: Metric) -> dict[str, NDArray[np.float64]]:
+    """Return the values of a metric in the trials at each rate of a sweep, as rates are printed."""
+    rates = {s["stratum"]: s["ber"] for s in campaign.strata if s["ber"] is not None}
+    with Store.open(campaign.store, checked=True) as opened:
         trials = trial_columns(opened, [metric])
     values = trials.by_stratum(trials.of(metric.name))
-    return {f"{rate:g}": values[stratum] for stratum, rate in rates.items() if stratum in values}
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for stratum, rate in rates.items():
+        if stratum in values:
+            found.setdefault(f"{rate:g}", []).append(values[stratum])
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 #: Characters that TeX reads as commands, each as it is written as itself.
@@ -303,18 +307,17 @@ def write_csv_of_all(found: Sequence[CampaignRates], folder: str | Path, *, by_m
     Columns that only some of them have are empty for the others; `by_model` as for `write_csv`, so that several models
     have files of their own. OutputError if the folder cannot be written.
     """
-    tables: dict[str, list[tuple[str, Iterator[dict[str, Any]]]]] = {}
+    tables: dict[str, list[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]] = {}
     for one in found:
-        for name, rows in _csv_tables(one, by_model=by_model).items():
-            tables.setdefault(name, []).append((str(one.store), iter(rows)))
+        for name, lines in _csv_tables(one, by_model=by_model).items():
+            tables.setdefault(name, []).append((str(one.store), lines))
     make_folder(Path(folder))
     return [write_table(Path(folder, name), _joined(parts)) for name, parts in tables.items()]
 
 
-def _joined(parts: Sequence[tuple[str, Iterator[dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of several tables as those of one, with the store in the first column."""
-    begun = [(store, next(rows), rows) for store, rows in parts]
-    columns = list(dict.fromkeys(name for _, first, _ in begun for name in first))
-    for store, first, rows in begun:
-        for row in chain([first], rows):
+def _joined(parts: Sequence[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of several tables as those of one, with the store in the first column; one is open at a time."""
+    columns = list(dict.fromkeys(name for _, lines in parts for name in next(lines(), {})))
+    for store, lines in parts:
+        for row in lines():
             yield {"store": store, **{name: row.get(name) for name in columns}}

@@ -76,7 +76,9 @@ def keep_plan(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgre
             if progress is not None:
                 progress(number, len(plan))
 
-    if store.count("plan") < len(plan) or plan.campaign.adaptive is not None:
+    held = {row["stratum"]: row["trials"] for row in store.strata()}
+    longer = any(held.get(k, 0) < stratum.trials for k, stratum in enumerate(plan.strata))
+    if longer or store.count("plan") < len(plan) or plan.campaign.adaptive is not None:
         store.plan(plan.strata, counted())
 
 

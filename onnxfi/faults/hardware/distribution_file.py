@@ -232,6 +232,8 @@ def _position(row: Fields) -> tuple[tuple[str, float], ...]:
     if "position" not in row:
         return ()
     given = row.inner("position")
+    if len(given.values) > _MOST_CELLS:
+        raise row.fail(f"position names {len(given.values):,} positions; give at most {_MOST_CELLS}")
     for text in given.values:
         try:
             parse_bits(text)

@@ -24,8 +24,8 @@ class Description:
     max_bytes: int = _MAX_BYTES
 
     def read(self, file: str) -> bytes:
-        """Return the content of a file; FaultError if it cannot be read, or is too large."""
-        return read_bytes(file, self.max_bytes, FaultError)
+        """Return the content of a file; FaultError if it cannot be read, is too large, or no regular one."""
+        return read_bytes(file, self.max_bytes, FaultError, regular=True)
 
     def parse(self, text: bytes, file: str) -> Fields:
         """Return the fields that a content holds; FaultError for other ones or another version."""

@@ -232,9 +232,7 @@ def _bases(row: Fields, size: int) -> dict[int, int]:
 
 
 def _pages(row: Fields, size: int) -> dict[str, Any]:
-    if "pages" not in row:
-        return {}
-    given = row.inner("pages", ("size", "frames", "seed"))
+    given = row.inner("pages", ("size", "frames", "seed")) if "pages" in row else replace(row, values={})
     page = given.whole("size", 1, size, default=4096)
     if size % page or ("frames" in given and "seed" in given):
         raise given.fail("give a size that divides memory_bytes, and either frames or a seed")

@@ -44,15 +44,15 @@ _MOST_ELEMENTS = 1 << 56
 
 
 def stored_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, onnx.TensorProto]:
-    """Return the tensors that a graph stores, in initializers and in Constant nodes, by name."""
+    """Return the tensors that a graph stores, in initializers and in Constant nodes, by name as nodes have it."""
     constants = {
-        text(node.output[0]): attribute.t
+        node.output[0]: attribute.t
         for node in graph.node
         if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.HasField("t")
     }
-    return constants | {text(t.name): t for t in getattr(graph, "initializer", ())}
+    return constants | {t.name: t for t in getattr(graph, "initializer", ())}
 
 
 def stored_numbers(tensor: onnx.TensorProto, folder: Path | None) -> NDArray[Any]:

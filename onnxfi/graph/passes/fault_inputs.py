@@ -4,7 +4,7 @@ A column is one slot of one site: `site` [F] is its number, `element` [S,F] the 
 mask of its word (or `scale` and `shift`, the change of its number), `first` and `last` [F] the iterations. S is 1 if
 the faults are the same in every sample, else the number of samples. The graph cannot detect that an element is named
 twice (one of the two faults would be lost), that an index is negative (it would count from the end), or that a step is
-beyond the loop: all three are checked here.
+beyond the loop: the first two are checked here, the last by `check_iteration`, where the iterations are known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The contract of a model pass, a function from a model to a model.
 
 A pass is a frozen dataclass of its parameters. `run` checks what it requires of a model, lets it edit a copy, and
-checks what it ensures. Every pass of the registry is tested by one suite, tests/graph/passes/test_model_pass.py.
+checks what it ensures. Every pass is tested by one suite, tests/graph/passes/test_model_pass.py.
 """
 
 from __future__ import annotations

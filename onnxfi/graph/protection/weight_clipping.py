@@ -18,6 +18,7 @@ from onnxfi.faults.space import Selector
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.model.stored_tensors import stored_tensors
 from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.model_pass import ModelPass
@@ -129,7 +130,7 @@ def _stored(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     return {
         scope.path + name: (scope.path, name)
         for scope in GraphIndex.of(proto).graphs
-        for name in stored_tensors(scope.graph)
+        for name in map(text, stored_tensors(scope.graph))
     }
 
 

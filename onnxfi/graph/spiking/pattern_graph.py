@@ -88,7 +88,7 @@ class PatternGraph:
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:
-        return stored_tensors(self.graph)
+        return {text(name): tensor for name, tensor in stored_tensors(self.graph).items()}
 
     def constant(self, name: str, depth: int = 0) -> NDArray[Any] | None:
         """Return the value of a name that does not depend on the model's inputs; None for all others."""

@@ -94,6 +94,8 @@ def _made(given: Fields, path: Path, inputs: tuple[Port, ...]) -> Preprocess:
         given = replace(given, values={**PRESETS[preset], **given.values})
     crop = given.take("crop", _is_size, "pixels of a square, or [height, width]", None)
     resize = given.take("resize", _is_size, "pixels of the shorter side, or [height, width]", None)
+    share = given.take("crop_pct", lambda value: is_number(value, 0, 1) and value, "a number above 0, at most 1", None)
+    scale = given.take("scale", is_number, "a number", None)
     made = Preprocess(
         input=given.text("input", "a name", default=None),
         classes=given.texts("classes", "a list of folder names", ()),
@@ -101,10 +103,8 @@ def _made(given: Fields, path: Path, inputs: tuple[Port, ...]) -> Preprocess:
         resize=(resize[0], resize[1]) if isinstance(resize, list) else resize,
         interpolation=given.one_of("interpolation", INTERPOLATIONS, "bilinear"),
         crop=crop and ((crop[0], crop[1]) if isinstance(crop, list) else (crop, crop)),
-        crop_pct=given.take(
-            "crop_pct", lambda value: is_number(value, 0, 1) and value, "a number above 0, at most 1", None
-        ),
-        scale=given.take("scale", is_number, "a number", None),
+        crop_pct=None if share is None else float(share),
+        scale=None if scale is None else float(scale),
         mean=_numbers(given, "mean", is_number, "a number for each channel, or one"),
         std=_numbers(given, "std", lambda value: is_number(value) and value > 0, "numbers above 0"),
         layout=given.one_of("layout", ("nchw", "nhwc"), "nchw"),
@@ -191,5 +191,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _numbers(given: Fields, name: str, fits: Callable[[Any], bool], allowed: str) -> tuple[float, ...]:
-    listed = given.take(name, lambda value: all(map(fits, value if isinstance(value, list) else [value])), allowed, [])
+    def fit(value: Any) -> bool:
+        return value != [] and all(map(fits, value if isinstance(value, list) else [value]))
+
+    listed = given.take(name, fit, allowed, [])
     return tuple(map(float, listed if isinstance(listed, list) else [listed]))

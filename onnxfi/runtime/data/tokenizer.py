@@ -31,7 +31,7 @@ class Tokenizer:
     @cached_property
     def _found(self) -> Any:
         made = library("tokenizers", "tokenizers").Tokenizer
-        held = read_bytes(self.file, _LARGEST_FILE, DataError)
+        held = read_bytes(self.file, _LARGEST_FILE, DataError, regular=True)
         try:
             found = made.from_buffer(held)
         except Exception as error:  # its errors are plain Exceptions
@@ -43,7 +43,7 @@ class Tokenizer:
 
     def opened(self) -> Self:
         """Return it with its file read, so that what is wrong with that is said at once."""
-        assert self._found
+        _ = self._found
         return self
 
     @property

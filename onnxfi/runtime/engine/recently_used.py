@@ -29,7 +29,10 @@ class RecentlyUsed(Generic[Value]):
     def of(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value of a key, made where none is kept."""
         if key not in self.values:
-            self.values[key] = found = make()
+            found = make()
+            if key in self.values:  # of two threads that made it the first one's is kept
+                return self.values[key]
+            self.values[key] = found
             self.total += self.cost(found)
             while self.total > self.limit and len(self.values) > 1:
                 self.total -= self.cost(self.values.popitem(last=False)[1])

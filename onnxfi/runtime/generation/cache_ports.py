@@ -150,6 +150,6 @@ def check_sizes(cache: Sequence[CacheTensor], where: str) -> None:
 
 def listed(ports: Sequence[Port]) -> str:
     """Return the names of some inputs or outputs for a message."""
-    names = [port.name for port in ports]
+    names = [repr(port.name) for port in ports]
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return (", ".join(names[:_MOST_NAMES]) or "none") + more

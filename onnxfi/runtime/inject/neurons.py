@@ -40,12 +40,12 @@ class ExposedNeurons:
 
 
 def read_mapping(path: str | Path) -> tuple[Fields, ...]:
-    """Return the layers of a mapping file (YAML, docs/how-to/spiking.md); InputError for another file."""
+    """Return the layers of a mapping file (YAML, docs/how-to/spiking.md); ModelError for another one."""
     from onnxfi.runtime.data.untrusted_yaml import load_yaml
 
-    given = load_yaml(path, "mapping")
+    given = load_yaml(path, "mapping", ModelError)
     given = {"version": 1, **given} if isinstance(given, dict) else given
-    whole = Fields.of(given, ("version", "layers"), f"mapping {str(path)!r}", version=1)
+    whole = Fields.of(given, ("version", "layers"), f"mapping {str(path)!r}", ModelError, version=1)
     return whole.each("layers", LAYER_FIELDS, _MOST_LAYERS, "layer")
 
 

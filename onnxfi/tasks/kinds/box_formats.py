@@ -30,7 +30,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxfi.errors import DataError, InputError, closest
-from onnxfi.numbers import named_number, named_whole
+from onnxfi.numbers import named_number, named_whole, optional_whole
 from onnxfi.runtime.data.label_files import category_ids
 from onnxfi.runtime.data.npz import read_npy, read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -98,11 +98,14 @@ class BoxFormat:
             raise InputError(f"no box format {self.name!r}{closest(self.name, FORMATS)}; formats: {', '.join(FORMATS)}")
         if self.activation not in _ACTIVATIONS:
             raise InputError(f"activation is {self.activation!r}; it is one of {', '.join(_ACTIVATIONS)}")
-        named_number("score", self.score, 0, 1)
-        named_number("iou", self.iou, 0, 1)
-        named_whole("most", self.most, 1)
-        if self.classes is not None:
-            named_whole("classes", self.classes, 1)
+        given: tuple[tuple[str, object], ...] = (
+            ("score", named_number("score", self.score, 0, 1)),
+            ("iou", named_number("iou", self.iou, 0, 1)),
+            ("most", named_whole("most", self.most, 1)),
+            ("classes", optional_whole("classes", self.classes, 1)),
+        )
+        for name, value in given:
+            object.__setattr__(self, name, value)
         if self.anchors and self.name != "ssd":
             raise InputError(f"anchors are for format ssd, and the format is {self.name}")
         if self.ids and self.first_class is not None:

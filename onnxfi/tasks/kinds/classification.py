@@ -210,6 +210,7 @@ CLASS_OUTCOMES = Task(
     labels="classes",
     takes_tolerance=False,
     masked=class_masked,
+    wrong=CLASSIFICATION.wrong,
     reads=class_output,
     misfit=class_misfit,
     score_kind=score_kind,

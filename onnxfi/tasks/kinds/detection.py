@@ -206,6 +206,7 @@ def detection(
         takes_tolerance=False,
         apart=format != "end2end",
         masked=rule.masked,
+        wrong=rule.wrong,
         decode=boxes,
         misfit=partial(_misfit, boxes=boxes, how=None if decode else how),
     )  # fmt: skip

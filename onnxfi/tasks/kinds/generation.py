@@ -29,7 +29,7 @@ import numpy as np
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
-from onnxfi.numbers import named_number, named_whole
+from onnxfi.numbers import named_number, named_whole, optional_whole
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.data.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ from onnxfi.tasks.task import Metric, ModelOutputs, Task
 
 #: A text repeats itself if so many of its last tokens have a period of so many, at least three times over.
 TAIL, LONGEST_PERIOD = 16, 8
-_MOST_TOKENS = 1 << 16
+_MOST_TOKENS, _MOST_INT64 = 1 << 16, (1 << 63) - 1
 #: Metrics that say something of faults in one phase alone.
 _PHASES = ("prefill_changed", "decode_changed")
 _SHOWN = ("changed", "divergence", "collapse", "rouge_l")
@@ -280,9 +280,8 @@ def generation(
     ['changed', 'divergence', 'first_divergence']
     """
     tokens, temperature = named_whole("tokens", tokens, 1, _MOST_TOKENS), named_number("temperature", temperature, 0)
-    for name, value in (("end", end), ("start", start), ("prefix", prefix), ("seed", seed)):
-        if value is not None:
-            named_whole(name, value, 0, (1 << 63) - 1)
+    start, prefix = named_whole("start", start, 0, _MOST_INT64), named_whole("prefix", prefix, 0, _MOST_INT64)
+    end, seed = optional_whole("end", end, 0, _MOST_INT64), optional_whole("seed", seed, 0, _MOST_INT64)
     if temperature and seed is None:
         raise InputError("tokens that are drawn need a seed, which is recorded; add seed=N, or leave temperature out")
     if seed is not None and not temperature:

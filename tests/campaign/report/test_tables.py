@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from reported_campaigns import campaign, rows_of
 from tiny_campaigns import mlp, ran, samples, save
 
 from onnxfi.campaign.report.report import Report, report
-from onnxfi.campaign.report.tables import classes, write_csv, write_csv_of_all
+from onnxfi.campaign.report.tables import classes, values_by_rate, write_csv, write_csv_of_all
 from onnxfi.errors import OutputError
 from onnxfi.tasks.kinds.classification import CLASSES
 
@@ -52,6 +53,27 @@ def test_csv_files_named_by_the_model_hold_the_same(here: Path) -> None:
         assert named == {"m" if n == main else f"{n}-m": plain[n] for n in plain} and set(names) <= set(plain)
     joined = [path.name for path in write_csv_of_all([report(here / "s.db")] * 2, here / "both", by_model=True)]
     assert joined == ["detail-m.csv", "summary-m.csv", "m.csv"]
+
+
+def test_many_stores_are_written_one_after_the_other(here: Path) -> None:
+    resource = pytest.importorskip("resource")
+    ran(campaign(single=True, trials=3), here / "t.db")
+    found = report(here / "t.db")
+    held, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 15, most))
+    try:
+        write_csv_of_all([found] * 40, here / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held, most))
+    assert len(read(here / "out" / "detail.csv")) == 120
+
+
+def test_rates_that_print_alike_keep_all_their_trials(here: Path) -> None:
+    ran(campaign(ber=(1e-2, 1.00000001e-2), repeat=3), here / "s.db")
+    found = report(here / "s.db")
+    assert {key: len(values) for key, values in values_by_rate(found, found.task.metric("top1")).items()} == {"0.01": 6}
 
 
 def test_the_table_of_classes_by_layer_as_csv(here: Path) -> None:

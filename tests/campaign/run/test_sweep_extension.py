@@ -45,6 +45,13 @@ def test_a_rate_is_added_and_the_others_stay() -> None:
     assert nothing == []
 
 
+def test_a_shorter_run_of_an_old_and_a_new_rate_adds_the_new_one() -> None:
+    run(ber=[1e-2, 1e-1], repeat=4)
+    found, ran = run(ber=[1e-2, 0.5], repeat=2)  # no more trials than the store plans already
+    assert len(ran) == 2 and [fold.trials for fold in found.by_rate] == [4, 4, 2]
+    assert run(ber=0.5, repeat=2)[1] == []
+
+
 @pytest.mark.slow
 def test_one_rate_alone_is_added_and_asked_for_again() -> None:
     run(ber=[1e-2, 1e-1], repeat=2)

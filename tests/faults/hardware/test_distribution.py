@@ -178,6 +178,8 @@ def test_draws_are_recorded_without_chance_and_never_change(tmp_path: Path) -> N
     [
         ([{"rows": [{"p": 0.5, "bits": 1}, {"p": 0.4, "bits": 2}]}], "sum to 0.9, not to 1"),
         ([{"rows": [{"p": 1, "bits": 1, "position": {"sign": 0.5}}]}], "positions sum to 0.5"),
+        ([{"rows": [{"p": 1, "bits": 1, "position": {" 0\n" + ",0" * 300: 2}}]}], r"' 0\\n,0,0,"),
+        ([{"rows": [{"p": 1, "bits": 1, "position": {str(k): 1 / 65 for k in range(65)}}]}], "names 65 positions"),
         ([{"rows": [{"p": 1}]}], "exactly one of bits, mask, cells, value"),
         ([{"rows": [{"p": 1, "bits": 1, "value": "nan"}]}], "exactly one of"),
         ([{"rows": [{"bits": 1}]}], "p is missing"),

@@ -22,3 +22,5 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         kind.read(str(file))
     with pytest.raises(FaultError, match="cannot read"):
         kind.read("\0")
+    with pytest.raises(FaultError, match="it is no regular file"):  # the writer of a pipe may never come
+        kind.read("/dev/zero")

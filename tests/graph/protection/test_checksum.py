@@ -42,6 +42,14 @@ def test_clean_data_raises_no_alarm(name: str) -> None:
     assert not run(checked(name), X[:500])[ALARM].any()
 
 
+def test_names_that_are_no_text_are_names() -> None:
+    made = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) '
+        "<float[2,2] wWw = {1,2,3,4}> { y = MatMul(x, wWw) }"
+    )
+    assert [layer.id for layer in checkable(load(made.SerializeToString().replace(b"wWw", b"w\xffw")))] == ["y"]
+
+
 def test_large_faults_in_results_are_found_in_their_sample() -> None:
     made = checked()
     for layer in ("conv2d", "conv2d_1", "linear"):

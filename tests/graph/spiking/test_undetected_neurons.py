@@ -67,7 +67,7 @@ def test_a_mapping_describes_other_neurons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("layers: [{name: a, spike: [s1, s9]}]", "spike 's9', which is not in this model"),
+        ("layers: [{name: a, spike: [s1, s9]}]", "spike names 's9', which is not in this model"),
         (
             "layers: [{name: a, spike: s1, threshold: limits}]",
             "threshold 'limits', which is not a stored tensor.*limit",

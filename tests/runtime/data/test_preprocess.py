@@ -131,6 +131,7 @@ def test_the_file_of_transformers(
             "version: 1\ninterpolation: spline",
             "unknown interpolation 'spline'; closest: 'bilinear'",
         ),
+        ("p.yaml", "version: 1\nstd: []", "std is []; it takes numbers above 0"),
         ("config.json", '{"a": 1}', "says nothing of images; give timm's config.json"),
         ("config.json", '{"input_size": 3}', "input_size 3 and crop_mode 'center' are not known"),
         ("config.json", "[1", "is not a readable YAML file"),

@@ -22,6 +22,11 @@ def test_what_was_used_longest_ago_is_made_again() -> None:
     assert [*copy.deepcopy(kept).values] == [0, 1]
 
 
+def test_a_value_that_is_made_twice_at_once_counts_once() -> None:
+    kept = RecentlyUsed[bytes](10, len)
+    assert kept.of("a", lambda: kept.of("a", lambda: b"first") + b"second") == b"first" and kept.total == 5
+
+
 def test_the_last_value_stays_whatever_it_costs() -> None:
     kept = RecentlyUsed[bytes](3, len)
     assert kept.of("a", lambda: bytes(9)) is kept.of("a", lambda: b"another")

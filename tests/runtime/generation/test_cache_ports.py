@@ -35,7 +35,7 @@ def test_the_cache_of_an_encoder_has_no_output_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "words"),
-    [([Port("kept.0.key", "float32", SHAPE)], ("'past_key_values.0.key' has no output", "outputs kept.0.key")),
+    [([Port("kept.0.key", "float32", SHAPE)], ("'past_key_values.0.key' has no output", "outputs 'kept.0.key'")),
      ([Port("present.0.key", "float16", SHAPE)], ("float16", "does not fit")),
      ([Port("present.0.key", "float32", ("N", 4, "P", 8))], ("[N,4,P,8]", "does not fit"))],
 )  # fmt: skip

@@ -71,7 +71,7 @@ def test_an_encoder_of_several_inputs_is_refused_with_their_names(tmp_path: Path
     model.graph.input.append(helper.make_tensor_value_info("speaker", TensorProto.FLOAT, ["N", 4]))
     files = {"encoder": str(tiny.saved(tmp_path, "encoder", model)),
              "prefill": str(tiny.saved(tmp_path, "prefill", tiny.decoder(past=False, cross=True)))}  # fmt: skip
-    with pytest.raises(InputError, match="its inputs are input_features, speaker"):
+    with pytest.raises(InputError, match="its inputs are 'input_features', 'speaker'"):
         opened(tiny.decoder(cross=True, encode=False), files)
 
 

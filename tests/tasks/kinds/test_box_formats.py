@@ -273,6 +273,11 @@ def test_options_out_of_range_are_refused(options: dict[str, object], message: s
         BoxFormat(**options)  # type: ignore[arg-type]
 
 
+def test_options_that_are_texts_count_as_numbers() -> None:
+    made = BoxFormat(score="0.5", iou="0.5", most="5", classes="3")  # type: ignore[arg-type]
+    assert (made.score, made.iou, made.most, made.classes) == (0.5, 0.5, 5, 3)
+
+
 def test_class_indices_with_gaps_are_the_ids_of_a_coco_file(tmp_path: Path) -> None:
     file = tmp_path / "instances.json"
     file.write_text('{"categories": [{"id": 90}, {"id": 1}, {"id": 3}]}')

@@ -76,3 +76,8 @@ def test_scores_that_are_not_finite_are_due() -> None:
 def test_options_that_say_nothing_are_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
         generation(**options)  # type: ignore[arg-type]
+
+
+def test_options_that_are_texts_count_as_numbers() -> None:
+    made = generation(tokens="4", end="2", prefix="3")  # type: ignore[arg-type]
+    assert repr(made.drive) == repr(generation(tokens=4, end=2, prefix=3).drive)
