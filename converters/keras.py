@@ -192,16 +192,19 @@ def layers_of(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
 @contextlib.contextmanager
 def replaced_calls(calls: Iterable[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
     """Let layers compute by other functions; of a layer that is in two places the first of them."""
-    changed = []
+    changed: dict[int, tuple[Any, Any]] = {}
     try:
         for layer, call in calls:
-            if "call" not in vars(layer):
+            if id(layer) not in changed:
+                changed[id(layer)] = layer, vars(layer).get("call")
                 object.__setattr__(layer, "call", call)
-                changed.append(layer)
         yield
     finally:
-        for layer in changed:
-            object.__delattr__(layer, "call")
+        for layer, before in changed.values():
+            if before is None:
+                object.__delattr__(layer, "call")
+            else:
+                object.__setattr__(layer, "call", before)
 
 
 def _scoped_layers(layers: Sequence[Any]) -> contextlib.AbstractContextManager[None]:

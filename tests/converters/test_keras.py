@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from onnxfi.converters import convert
+from onnxfi.converters.keras import replaced_calls
 from onnxfi.errors import InputError
 
 pytestmark = [pytest.mark.frameworks("keras", "tensorflow", "tf2onnx"), pytest.mark.filterwarnings("ignore")]
@@ -128,3 +129,17 @@ def test_a_model_that_was_never_built(here: Path) -> None:
         convert(unbuilt(), "out.onnx")
     done = convert(unbuilt(), "out.onnx", input_shape="N,3")
     assert done.inputs[0].shape == ("N", 3) and done.layers == ("only",)
+
+
+def test_calls_are_replaced_within_replaced_ones_and_put_back() -> None:
+    class Layer:
+        def call(self) -> str:
+            return "own"
+
+    layer: Any = Layer()
+    with replaced_calls([(layer, lambda: "outer")]):
+        outer = layer.call
+        with replaced_calls([(layer, lambda: outer() + "+inner"), (layer, lambda: "never")]):
+            assert layer.call() == "outer+inner"
+        assert layer.call() == "outer"
+    assert layer.call() == "own" and not vars(layer)
