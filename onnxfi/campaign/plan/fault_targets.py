@@ -359,7 +359,10 @@ def _readable(model: Model, rows: Sequence[Activation], ends: Collection[str]) -
 
 
 def _in_front(model: Model, ends: Collection[str]) -> set[str]:
-    """Return these tensors of the main graph with all that they are computed from."""
+    """Return these tensors of the main graph with all that they are computed from.
+
+    Unlike the live values of a model these include tensors of which only the shape is read: segments compute them too.
+    """
     main, todo, found = model.index.main, [*ends], set[str]()
     while todo:
         name = todo.pop()
